@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making the model files of a build: lower the source to each format, then run the passes, each stage cached.
+
+A made artifact is its bytes, its own inputs and outputs, and notes; `Made.model()` gives the program back to a pass
+only when one needs it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.cache import Cache
+from edgeopt.calibrate import Calibration
+from edgeopt.passes import Order
+from edgeopt.plan import Artifact, Plan
+from edgeopt.progress import Progress
+from edgeopt.recipe import Recipe
+from edgeopt.sources import Source
+from edgeopt_converters import path as conversion
+from edgeopt_converters.model import Model
+from edgeopt_wire import __version__, seam
+from edgeopt_wire.document import from_bytes, to_bytes, to_json
+from edgeopt_wire.errors import RecipeError, UnsupportedError
+from edgeopt_wire.tensor import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeopt.evaluate.samples import Samples
+
+TOOLS = ("torch", "onnx", "onnxruntime", "onnxscript", "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "numpy")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What lies beside the bytes of a made artifact."""
+
+    SCHEMA = "edgeopt.artifact/1"
+
+    format: str
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Made:
+    """An artifact on disk: `file` holds the model's bytes."""
+
+    artifact: Artifact
+    file: Path
+    description: Description
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the model file."""
+        return self.file.stat().st_size
+
+    def model(self) -> Model:
+        """Load the program into memory."""
+        found = self.description
+        program: Any = self.file.read_bytes()
+        if found.format == "onnx":
+            import onnx
+
+            program = onnx.load_from_string(program)
+        return Model(found.format, program, found.name, found.inputs, found.outputs)
+
+
+def tool_versions() -> dict[str, str]:
+    """The versions of everything whose version changes what comes out."""
+    found = {"edgeopt": __version__}
+    for tool in TOOLS:
+        try:
+            found[tool] = importlib.metadata.version(tool)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def check_extras(plan: Plan, source: Source) -> None:
+    """Refuse at once what would fail after minutes: a format whose libraries are not installed.
+
+    Raises:
+        UnsupportedError: An extra is missing; the message says which to install.
+    """
+    needed = {"onnx": ("onnx", "onnxruntime"), "litert": ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")}
+    for name in plan.formats:
+        missing = [module for module in needed[name] if importlib.util.find_spec(module) is None]
+        if missing:
+            why = " (a LiteRT model is made by way of PyTorch)" if name == "litert" else ""
+            raise UnsupportedError(
+                f"{plan.device.id} takes {name} models{why} and {', '.join(missing)} is not installed: "
+                f"pip install 'edgeopt[{name}]'"
+            )
+    if source.model.format == "torch" and importlib.util.find_spec("onnxscript") is None:
+        raise UnsupportedError("a PyTorch model needs onnxscript: pip install 'edgeopt[torch]'")
+
+
+def make_artifacts(
+    plan: Plan,
+    source: Source,
+    samples: Samples | None,
+    recipe: Recipe,
+    cache: Cache,
+    scratch: Path,
+    progress: Progress,
+) -> dict[str, Made]:
+    """Make every artifact of the plan: id -> made.
+
+    Raises:
+        RecipeError: An int8 artifact is planned and there are no calibration samples.
+        UnsupportedError: An operator of the model does not exist in a format.
+    """
+    tools = tool_versions()
+    floats = {name: _lower(name, source, tools, cache, scratch, progress) for name in plan.formats}
+    made: dict[str, Made] = {}
+    for artifact in plan.artifacts:
+        base = floats[artifact.format]
+        if not artifact.pass_name:
+            made[artifact.id] = Made(artifact, base.file, base.description)
+        else:
+            made[artifact.id] = _optimize(artifact, base, source, samples, recipe, tools, cache, scratch, progress)
+    return made
+
+
+def _lower(
+    target: str, source: Source, tools: Mapping[str, str], cache: Cache, scratch: Path, progress: Progress
+) -> Made:
+    key = {
+        "stage": "lower",
+        "source": source.sha256,
+        "from": source.model.format,
+        "to": target,
+        "name": source.model.name,
+        "inputs": to_json(source.model.inputs),
+        "tools": dict(tools),
+    }
+    artifact = Artifact(f"{target}-fp32", target, "fp32")
+
+    def make(folder: Path) -> None:
+        _write(folder, conversion.convert(source.model, target), ())
+
+    with progress.stage(f"lower to {target}") as step:
+        folder, step.cached = cache.stage(key, make, scratch)
+        made = _read(folder, artifact)
+        step.detail = f"{made.size_bytes / 1e6:.2f} MB"
+    return made
+
+
+def _optimize(
+    artifact: Artifact,
+    base: Made,
+    source: Source,
+    samples: Samples | None,
+    recipe: Recipe,
+    tools: Mapping[str, str],
+    cache: Cache,
+    scratch: Path,
+    progress: Progress,
+) -> Made:
+    module = seam.load("edgeopt.passes", artifact.pass_name)
+    calibrated = artifact.precision == "int8"
+    if calibrated and samples is None:
+        raise RecipeError(
+            f"{artifact.id} needs calibration data: give --calibration DATA (a folder of images, an .npz file or "
+            "module:factory), or ask for other precisions in the recipe"
+        )
+    key = {
+        "stage": artifact.pass_name,
+        "base": _digest(base),
+        "scheme": to_json(artifact.scheme),
+        "calibration": to_json(recipe.calibration) if calibrated else None,
+        "samples": samples.digest if calibrated and samples else None,
+        "exclude": list(recipe.exclude),
+        "tools": dict(tools),
+    }
+    walks = 2 if recipe.calibration.method == "percentile" else 1
+    total = len(samples) * walks if calibrated and samples else None
+    with progress.stage(f"{artifact.pass_name} {artifact.id}", total) as step:
+
+        def make(folder: Path) -> None:
+            order = Order(
+                scheme=artifact.scheme,
+                calibration=recipe.calibration if calibrated else Calibration(),
+                samples=_Adapted(samples, source.model.inputs, base.description.inputs) if samples else (),
+                exclude=recipe.exclude,
+                on_sample=step.advance,
+            )
+            result = module.apply(base.model(), order)
+            _write(folder, result.model, result.notes)
+
+        folder, step.cached = cache.stage(key, make, scratch)
+        made = _read(folder, artifact)
+        step.detail = f"{base.size_bytes / 1e6:.2f} -> {made.size_bytes / 1e6:.2f} MB"
+    return made
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """Samples in the layout and types of an artifact's own inputs; can be walked again and again."""
+
+    samples: Samples
+    signature: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...]
+
+    def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
+        from edgeopt_agent.tensors import to_variant
+
+        for sample in self.samples:
+            yield to_variant(self.signature, self.inputs, sample.inputs)
+
+
+def _digest(made: Made) -> str:
+    from edgeopt.sources import file_digest
+
+    return file_digest(made.file)
+
+
+def _write(folder: Path, model: Model, notes: tuple[str, ...]) -> None:
+    program = model.program if isinstance(model.program, bytes) else model.program.SerializeToString(deterministic=True)
+    (folder / "model").write_bytes(program)
+    description = Description(model.format, model.name, model.inputs, model.outputs, notes)
+    (folder / "description.json").write_bytes(to_bytes(description))
+
+
+def _read(folder: Path, artifact: Artifact) -> Made:
+    description = from_bytes(Description, (folder / "description.json").read_bytes())
+    return Made(artifact, folder / "model", description)

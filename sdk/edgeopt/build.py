@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`edgeopt build`: baseline -> optimize -> validate -> measure gains, then one package for one device class.
+
+Rules:
+- The unmodified model is measured first, then every candidate, on the same data with the code that the agent runs.
+- What is shipped, and why the rest is not, stands in the report; a broken budget ships nothing.
+- Quality figures are rounded before they enter the signed manifest, so that the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.artifacts import Made, check_extras, make_artifacts, tool_versions
+from edgeopt.budget import Budget
+from edgeopt.cache import Cache
+from edgeopt.package import GOLDEN_INPUTS, SUFFIX, file_entries, report_path, write_manifest, write_package
+from edgeopt.plan import BASELINE, MIN_SQNR_DB, Candidate, Plan, make_plan
+from edgeopt.progress import Progress
+from edgeopt.recipe import Recipe
+from edgeopt.sources import Source, load_source
+from edgeopt.validate import Validation, validate, write_golden
+from edgeopt_profiles.profile import load_profile
+from edgeopt_wire.document import canonical_bytes, to_bytes, to_json
+from edgeopt_wire.errors import EdgeoptError, RecipeError
+from edgeopt_wire.manifest import Compatible, Manifest, Provenance, Variant
+from edgeopt_wire.measurement import Measurement
+
+if TYPE_CHECKING:
+    from edgeopt.evaluate.samples import Samples
+    from edgeopt.report.document import BuildReport
+
+GOLDEN_SAMPLES = 2
+"""Enough to notice a wrong kernel; each costs a device's disk one input in half precision."""
+
+STAND_IN_DEVICE = "build-host"
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What the command line asks for."""
+
+    model: str
+    device: str
+    calibration: str = ""
+    evaluation: str = ""
+    evaluation_limit: int | None = None
+    budget: Budget = field(default_factory=Budget)
+    recipe: Recipe = field(default_factory=Recipe)
+    output: Path = Path()
+
+
+@dataclass(frozen=True)
+class BuildOutcome:
+    """What a build gave. `package` is None where the budget was not met."""
+
+    report: BuildReport
+    report_json: Path
+    report_html: Path
+    package: Path | None
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """Everything that goes in, loaded and digested."""
+
+    source: Source
+    calibration: Samples | None
+    evaluation: Samples | None
+    labels: tuple[str, ...]
+
+
+def plan_build(request: BuildRequest) -> Plan:
+    """Decide what a build would make, without making it (`--dry-run`)."""
+    return make_plan(load_profile(request.device), request.recipe)
+
+
+def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutcome:
+    """Build the package that `request` asks for, and its report.
+
+    Raises:
+        EdgeoptError: One of its families; the message says what to do. Nothing half-written is left.
+    """
+    plan = plan_build(request)
+    cache.sweep()
+    with tempfile.TemporaryDirectory(prefix="edgeopt-build-") as name:
+        scratch = Path(name)
+        with progress.stage("load") as step:
+            loaded = _load(request, plan)
+            step.detail = loaded.source.description
+        made = make_artifacts(plan, loaded.source, loaded.calibration, request.recipe, cache, scratch, progress)
+        stage = scratch / "stage"
+        manifest = _stage(stage, plan, made, loaded, request)
+        manifest = replace(manifest, files=file_entries(stage, _files(stage)))
+        write_manifest(stage, manifest)
+        validation = validate(stage, manifest, plan, loaded.evaluation, loaded.calibration, cache, scratch, progress)
+        manifest = replace(manifest, variants=_with_quality(manifest.variants, plan, validation))
+        measured = _measure(stage, manifest, plan, progress)
+        with progress.stage("package and report"):
+            return _finish(request, plan, made, loaded, stage, manifest, validation, measured, progress)
+
+
+def _load(request: BuildRequest, plan: Plan) -> _Loaded:
+    from edgeopt.evaluate.preprocess import Preprocess
+    from edgeopt.evaluate.samples import load_samples
+
+    source = load_source(request.model, request.recipe)
+    check_extras(plan, source)
+    keys = dict(request.recipe.preprocess or source.preprocess)
+    preprocess = Preprocess.from_mapping(keys) if keys else None
+    inputs = source.model.inputs
+    calibration = evaluation = None
+    if request.calibration:
+        limit = request.recipe.calibration.samples
+        calibration = load_samples(request.calibration, inputs, preprocess, limit=limit, seed=0)
+    if request.evaluation:
+        limit = request.evaluation_limit
+        evaluation = load_samples(request.evaluation, inputs, preprocess, limit=limit, seed=1)
+    labels = source.labels
+    if request.recipe.labels:
+        labels = _read_labels(Path(request.recipe.labels))
+    return _Loaded(source, calibration, evaluation, labels)
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the labels {path}: {error}") from error
+
+
+def _stage(stage: Path, plan: Plan, made: Mapping[str, Made], loaded: _Loaded, request: BuildRequest) -> Manifest:
+    """Lay out model files and golden samples, and describe every candidate, shipped or not."""
+    recipe, source = request.recipe, loaded.source
+    for artifact in made.values():
+        target = stage / artifact.artifact.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(artifact.file, target)
+    if loaded.labels:
+        (stage / "labels.txt").write_text("\n".join(loaded.labels) + "\n", encoding="utf-8")
+    provenance = Provenance(
+        source_sha256=source.sha256,
+        recipe_sha256=recipe.digest(),
+        calibration_sha256=loaded.calibration.digest if loaded.calibration else "",
+        evaluation_sha256=loaded.evaluation.digest if loaded.evaluation else "",
+        tools=tool_versions(),
+    )
+    profile = plan.device
+    return Manifest(
+        name=source.model.name,
+        version=recipe.version or _version(provenance, profile.id),
+        device=profile.id,
+        compatible=Compatible(tuple(profile.device_classes), tuple(profile.architectures)),
+        signature_inputs=source.model.inputs,
+        signature_outputs=source.model.outputs,
+        variants=tuple(_variant(candidate, plan, made[candidate.artifact]) for candidate in plan.candidates),
+        files=file_entries(stage, _files(stage)),
+        golden_inputs=GOLDEN_INPUTS,
+        baseline={"artifact": BASELINE, "file_bytes": made[BASELINE].size_bytes},
+        provenance=provenance,
+        labels="labels.txt" if loaded.labels else "",
+        preprocess=dict(recipe.preprocess or source.preprocess),
+    )
+
+
+def _version(provenance: Provenance, device: str) -> str:
+    return hashlib.sha256(canonical_bytes([to_json(provenance), device])).hexdigest()[:12]
+
+
+def _variant(candidate: Candidate, plan: Plan, made: Made) -> Variant:
+    artifact = plan.artifact(candidate.artifact)
+    return Variant(
+        id=candidate.id,
+        runtime=candidate.runtime,
+        precision=artifact.precision,
+        file=artifact.file,
+        inputs=made.description.inputs,
+        outputs=made.description.outputs,
+        golden=f"golden/outputs/{artifact.id}",
+        min_sqnr_db=MIN_SQNR_DB[artifact.precision],
+        threads=candidate.threads,
+        accelerator=candidate.accelerator,
+        notes=made.description.notes,
+    )
+
+
+def _files(stage: Path) -> list[str]:
+    return [
+        path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file() and path.name != "manifest.json"
+    ]
+
+
+def _with_quality(variants: tuple[Variant, ...], plan: Plan, validation: Validation) -> tuple[Variant, ...]:
+    artifacts = {candidate.id: candidate.artifact for candidate in plan.candidates}
+    return tuple(replace(variant, quality=validation.quality.get(artifacts[variant.id])) for variant in variants)
+
+
+def _measure(stage: Path, manifest: Manifest, plan: Plan, progress: Progress) -> dict[str, Measurement]:
+    from edgeopt.measure import measure
+
+    here = [candidate.id for candidate in plan.candidates if candidate.accelerator == "cpu"]
+    with progress.stage("measure", len(here)) as step:
+        return measure(
+            stage,
+            manifest,
+            here,
+            package_sha256="",
+            device_id=STAND_IN_DEVICE,
+            device_class="host",
+            stand_in_for="" if plan.device.id == "host" else plan.device.id,
+            on_variant=step.advance,
+        )
+
+
+def _finish(
+    request: BuildRequest,
+    plan: Plan,
+    made: Mapping[str, Made],
+    loaded: _Loaded,
+    stage: Path,
+    manifest: Manifest,
+    validation: Validation,
+    measured: Mapping[str, Measurement],
+    progress: Progress,
+) -> BuildOutcome:
+    from edgeopt.reporting import build_report, choose
+    from edgeopt.report import html
+
+    choices = choose(plan, made, manifest, measured, request.budget)
+    base = request.output / f"{manifest.name}-{manifest.version}-{plan.device.id}{SUFFIX}"
+    shipped = tuple(variant for variant in manifest.variants if choices[variant.id].shipped)
+    report = build_report(request, plan, made, loaded.source, manifest, validation, measured, choices, progress)
+    package = None
+    if shipped:
+        package = base
+        report = _pack(base, stage, replace(manifest, variants=shipped), report)
+    target = report_path(base)
+    page = target.with_suffix(".html")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(to_bytes(report))
+        html.write(report, page)
+    except OSError as error:
+        raise EdgeoptError(f"cannot write the report {target}: {error.strerror}") from error
+    return BuildOutcome(report, target, page, package)
+
+
+def _pack(target: Path, stage: Path, manifest: Manifest, report: BuildReport) -> BuildReport:
+    """Pack the shipped variants with the report's repeatable part, and say in the report what was packed."""
+    from edgeopt.reporting import repeatable
+
+    (stage / "report.json").write_bytes(to_bytes(repeatable(report)))
+    wanted = {variant.file for variant in manifest.variants} | {"report.json"}
+    golden = (GOLDEN_INPUTS, *(variant.golden for variant in manifest.variants))
+    for path in _files(stage):
+        if path == manifest.labels or path.startswith(tuple(f"{folder}/" for folder in golden)):
+            wanted.add(path)
+    entries = file_entries(stage, wanted)
+    content = sum(entry.size_bytes for entry in entries)
+    # the package itself while it arrives, and the slot that it is unpacked into
+    compatible = replace(manifest.compatible, disk_bytes=2 * content)
+    packed = replace(manifest, files=entries, compatible=compatible)
+    digest = write_package(stage, packed, target)
+    return replace(report, package=target.name, package_sha256=digest, package_bytes=target.stat().st_size)
+
+
+def golden_samples(samples: Samples | None) -> list[dict[str, Any]]:
+    """The first samples of a data set, as golden inputs."""
+    if samples is None:
+        return []
+    found: list[dict[str, Any]] = []
+    for sample in samples:
+        found.append(dict(sample.inputs))
+        if len(found) == GOLDEN_SAMPLES:
+            break
+    return found
+
+
+__all__ = ["BuildOutcome", "BuildRequest", "build", "plan_build", "write_golden"]

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passes over a model: one module each, its name is verb_object, its source is cited in its docstring.
+
+A pass module offers `FORMATS` (the formats it takes), `EXTRA` (the pip extra that it needs) and
+`apply(model, order) -> Result`. It returns a new model and never touches the one it got; what it could not do stands
+in `Result.notes`, which the report shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edgeopt.calibrate import Calibration
+from edgeopt_converters.model import Model
+from edgeopt_profiles.profile import Scheme
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a pass is told: the scheme of the target, the calibration and its samples, what to leave alone.
+
+    `samples` gives the model's inputs by name, batch 1; it can be walked any number of times. `exclude` holds names
+    or types of operators that stay in float. `on_sample` is called after every sample, for progress.
+    """
+
+    scheme: Scheme | None = None
+    calibration: Calibration = field(default_factory=Calibration)
+    samples: Iterable[Mapping[str, np.ndarray]] = ()
+    exclude: tuple[str, ...] = ()
+    on_sample: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A pass's outcome: the new model, and what a reader of the report must know about it."""
+
+    model: Model
+    notes: tuple[str, ...] = ()

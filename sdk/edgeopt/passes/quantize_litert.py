@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Static int8 quantization of a LiteRT model: every operator that LiteRT has in integers, or a note that names it.
+
+The ranges are ours (`edgeopt.calibrate`, over all samples); the flatbuffer is rewritten by ai-edge-quantizer, whose
+own moving average over samples would clip the outputs. Weights are symmetric per channel, activations asymmetric per
+tensor (LiteRT 8-bit quantization specification).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.calibrate import Observe, find_ranges
+from edgeopt.passes import Order, Result
+from edgeopt_converters.model import Model
+from edgeopt_profiles.profile import Scheme
+from edgeopt_wire.errors import RecipeError, RuntimeFailure, UnsupportedError
+from edgeopt_wire.tensor import Affine, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FORMATS = ("litert",)
+EXTRA = "litert"
+
+
+def apply(model: Model, order: Order) -> Result:
+    """Quantize to int8 by the order's scheme, whose `io` says whether inputs and outputs stay float32.
+
+    Samples are in the model's own layout (`model.inputs`).
+
+    Raises:
+        RecipeError: No calibration samples, or `order.exclude` is used, which LiteRT models do not take yet.
+        UnsupportedError: The scheme asks for types that this pass does not do.
+    """
+    scheme = _checked(order)
+    observe = _observer(model)
+    outputs = frozenset(output.name for output in model.outputs)
+    ranges = find_ranges(observe, order.samples, order.calibration, keep_full=outputs, on_sample=order.on_sample)
+    quantized = _quantize(model, scheme, ranges)
+    inputs, outputs_now = _specs(quantized, model)
+    return Result(replace(model, program=quantized, inputs=inputs, outputs=outputs_now))
+
+
+def _checked(order: Order) -> Scheme:
+    if order.scheme is None:
+        raise RecipeError("quantize_litert needs a scheme; the device's profile names one for each int8 target")
+    if order.exclude:
+        raise RecipeError(
+            f"quantize.exclude ({', '.join(order.exclude)}) names ONNX operators, and this device takes a LiteRT model "
+            "whose operators have other names; remove it, or build for a device that runs ONNX"
+        )
+    if (order.scheme.weight_dtype, order.scheme.activation_dtype, order.scheme.per_channel) != ("int8", "int8", True):
+        raise UnsupportedError(
+            "quantize_litert makes int8 weights per channel and int8 activations, the scheme asks for "
+            f"{order.scheme.weight_dtype}/{order.scheme.activation_dtype}, per_channel={order.scheme.per_channel}"
+        )
+    return order.scheme
+
+
+def _observer(model: Model) -> Observe:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_content=model.program,
+        num_threads=1,
+        experimental_preserve_all_tensors=True,
+        # the delegate fuses tensors away; what it cannot show cannot be calibrated
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    entries = interpreter.get_input_details()
+    constant = _constant_tensors(model.program)
+    watched = [
+        (detail["index"], detail["name"])
+        for detail in interpreter.get_tensor_details()
+        if detail["dtype"].__name__ == "float32" and detail["index"] not in constant
+    ]
+
+    def observe(inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        for spec, entry in zip(model.inputs, entries, strict=True):
+            interpreter.set_tensor(entry["index"], inputs[spec.name])
+        interpreter.invoke()
+        for index, name in watched:
+            with contextlib.suppress(ValueError):  # a scratch tensor without data: no operator of the model reads it
+                yield name, interpreter.get_tensor(index)
+
+    return observe
+
+
+def _constant_tensors(program: bytes) -> set[int]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(program, 0))
+    tensors = model.subgraphs[0].tensors
+    return {
+        index
+        for index, tensor in enumerate(tensors)
+        if model.buffers[tensor.buffer].data is not None or model.buffers[tensor.buffer].offset > 1
+    }
+
+
+def _quantize(model: Model, scheme: Scheme, ranges: Mapping[str, tuple[float, float]]) -> bytes:
+    import numpy as np
+    from ai_edge_quantizer import algorithm_manager, quantizer, recipe
+    from ai_edge_quantizer.qtyping import TFLOperationName
+
+    maker = quantizer.Quantizer(bytearray(model.program))
+    maker.load_quantization_recipe(recipe.static_wi8_ai8())
+    if scheme.io == "float32":
+        for edge in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
+            maker.update_quantization_recipe(
+                regex=".*", operation_name=edge, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
+            )
+    rank = _ranks(model.program)
+    statistics = {
+        name: {
+            "min": np.full((1,) * rank[name], low, np.float32),
+            "max": np.full((1,) * rank[name], high, np.float32),
+        }
+        for name, (low, high) in ranges.items()
+    }
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            result = maker.quantize(statistics, enable_progress_bar=False, enable_progress_report=False)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise RuntimeFailure(f"quantize_litert: ai-edge-quantizer refused the model: {error}") from error
+    return bytes(result.quantized_model)
+
+
+def _ranks(program: bytes) -> dict[str, int]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(program, 0))
+    return {
+        tensor.name.decode(): 0 if tensor.shape is None else len(tensor.shape) for tensor in model.subgraphs[0].tensors
+    }
+
+
+def _specs(program: bytes, model: Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=program, num_threads=1)
+    pairs = ((model.inputs, interpreter.get_input_details()), (model.outputs, interpreter.get_output_details()))
+    inputs, outputs = (
+        tuple(_spec(spec, detail) for spec, detail in zip(specs, details, strict=True)) for specs, details in pairs
+    )
+    return inputs, outputs
+
+
+def _spec(spec: TensorSpec, detail: Mapping[str, Any]) -> TensorSpec:
+    dtype = detail["dtype"].__name__
+    if dtype not in ("int8", "uint8"):
+        return spec
+    scale, zero_point = detail["quantization"]
+    return replace(spec, dtype=dtype, affine=Affine(float(scale), int(zero_point)))

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Static int8 quantization of an ONNX model, in the QDQ form that ONNX Runtime and TensorRT fuse.
+
+The ranges are ours (`edgeopt.calibrate`); where Q and DQ nodes stand is decided by ONNX Runtime's own quantizer,
+because its fusions look for exactly that. Batch normalization and constants are folded first by its optimizer.
+
+Sources: ONNX Runtime, "Quantize ONNX models" (QDQ placement, U8S8 on x86); TensorRT, "Working with quantized types"
+(symmetric activations, weights per channel). Weights are symmetric per output channel, scale = max|w| / 127
+(Jacob et al. 2018, section 2.1; Krishnamoorthi 2018, section 3.1).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.calibrate import Observe, find_ranges
+from edgeopt.passes import Order, Result
+from edgeopt_converters.model import Model
+from edgeopt_profiles.profile import Scheme
+from edgeopt_wire.errors import RecipeError, UnsupportedError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FORMATS = ("onnx",)
+EXTRA = "onnx"
+
+
+def apply(model: Model, order: Order) -> Result:
+    """Quantize activations and weights to 8 bits by the order's scheme; inputs and outputs stay float32.
+
+    Raises:
+        RecipeError: No calibration samples, or an excluded operator does not exist.
+        UnsupportedError: The scheme asks for types that this pass does not do.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType
+    from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.registry import QDQRegistry
+
+    scheme = _checked(order.scheme)
+    folded = _fold(model.program)
+    outputs = frozenset(output.name for output in folded.graph.output)
+    ranges = find_ranges(
+        _observer(folded), order.samples, order.calibration, keep_full=outputs, on_sample=order.on_sample
+    )
+    method = CalibrationMethod.MinMax
+    data = {name: TensorData(lowest=_f32(low), highest=_f32(high)) for name, (low, high) in ranges.items()}
+    quantizer = QDQQuantizer(
+        folded,
+        per_channel=scheme.per_channel,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType={"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}[scheme.activation_dtype],
+        tensors_range=TensorsData(method, data),
+        nodes_to_quantize=[],
+        nodes_to_exclude=_excluded(folded, order.exclude),
+        op_types_to_quantize=list(QDQRegistry),
+        extra_options={
+            "ActivationSymmetric": scheme.symmetric_activations,
+            "WeightSymmetric": True,
+            # TensorRT wants both inputs of a residual addition and every Q and DQ of its own
+            "DedicatedQDQPair": scheme.symmetric_activations,
+        },
+    )
+    quantizer.quantize_model()
+    quantized = quantizer.model.model
+    quantized.producer_name, quantized.producer_version = "edgeopt", ""
+    onnx.checker.check_model(quantized)
+    return Result(replace(model, program=quantized), _notes(folded, order.exclude))
+
+
+def _checked(scheme: Scheme | None) -> Scheme:
+    if scheme is None:
+        raise RecipeError("quantize_static needs a scheme; the device's profile names one for each int8 target")
+    if scheme.weight_dtype != "int8" or scheme.activation_dtype not in ("uint8", "int8") or scheme.io != "float32":
+        raise UnsupportedError(
+            f"quantize_static makes int8 weights with uint8 or int8 activations and float32 inputs and outputs; "
+            f"the scheme asks for {scheme.weight_dtype}/{scheme.activation_dtype}/{scheme.io}"
+        )
+    return scheme
+
+
+def _fold(program: Any) -> Any:
+    """Let ONNX Runtime's optimizer fold batch normalization and constants, and infer shapes."""
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        folded = Path(folder) / "folded.onnx"
+        # symbolic shape inference crashes on some transformers and adds nothing where shapes are static
+        quant_pre_process(program, folded, skip_symbolic_shape=True)
+        return onnx.load(folded)
+
+
+def _observer(program: Any) -> Observe:
+    """Run the float model with every float activation as an output."""
+    import onnx
+    import onnxruntime as ort
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(program)
+    types = {info.name: info.type.tensor_type for info in (*program.graph.value_info, *program.graph.output)}
+    known = {output.name for output in program.graph.output}
+    for name in (name for node in program.graph.node for name in node.output):
+        tensor = types.get(name)
+        if name and name not in known and (tensor is None or tensor.elem_type == onnx.TensorProto.FLOAT):
+            watched.graph.output.append(onnx.ValueInfoProto(name=name))
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = ort.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def observe(inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        for name, values in (*inputs.items(), *zip(names, session.run(names, dict(inputs)), strict=True)):
+            if values.dtype.kind == "f":
+                yield name, values
+
+    return observe
+
+
+def _excluded(program: Any, exclude: tuple[str, ...]) -> list[str]:
+    nodes = [node.name for node in program.graph.node if node.name in exclude or node.op_type in exclude]
+    known = {name for node in program.graph.node for name in (node.name, node.op_type)}
+    for name in exclude:
+        if name not in known:
+            raise RecipeError(
+                f"quantize.exclude: the model has no operator of name or type {name!r}; "
+                f"its types are {', '.join(sorted({node.op_type for node in program.graph.node}))}"
+            )
+    return nodes
+
+
+def _notes(program: Any, exclude: tuple[str, ...]) -> tuple[str, ...]:
+    if not exclude:
+        return ()
+    return (f"left in float by the recipe: {', '.join(_excluded(program, exclude))}",)
+
+
+def _f32(value: float) -> Any:
+    import numpy as np
+
+    return np.float32(value)

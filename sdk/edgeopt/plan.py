@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a build will make: from a profile's targets and a recipe to artifacts (files) and candidates (ways to run them).
+
+Several candidates may share one artifact: the same int8 file with one thread and with four. Deciding is pure and
+instant, so that `edgeopt build --dry-run` can show it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeopt.recipe import Recipe
+from edgeopt_profiles.profile import DeviceProfile, Scheme, Target
+from edgeopt_wire.errors import RecipeError, UnsupportedError
+
+BASELINE = "onnx-fp32"
+"""The artifact that every figure is compared with: the unmodified model, in ONNX Runtime."""
+
+PASSES = {("onnx", "int8"): "quantize_static", ("litert", "int8"): "quantize_litert", ("onnx", "fp16"): "cast_floats"}
+"""Which pass makes which precision from the float model of a format."""
+
+MIN_SQNR_DB = {"int8": 20.0, "fp16": 40.0, "fp32": 60.0}
+"""How well a device must reproduce golden outputs. The same file on another CPU differs in rounding only: int8 files
+were bit-identical on x86-64 and ARM, an x86 CPU without VNNI that saturates falls below 20 dB, and a float kernel
+with another order of additions stays above 100 dB."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One model file to make."""
+
+    id: str
+    format: str
+    precision: str
+    scheme: Scheme | None = None
+
+    @property
+    def file(self) -> str:
+        """Its path in the package."""
+        return f"variants/{self.id}.{'onnx' if self.format == 'onnx' else 'tflite'}"
+
+    @property
+    def pass_name(self) -> str:
+        """The pass that makes it from the float model, or empty for the float model itself."""
+        return PASSES.get((self.format, self.precision), "")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run an artifact. `reference` candidates are measured for comparison and never shipped."""
+
+    id: str
+    artifact: str
+    runtime: str
+    threads: int
+    accelerator: str
+    reference: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a build for one device makes and measures."""
+
+    device: DeviceProfile
+    artifacts: tuple[Artifact, ...]
+    candidates: tuple[Candidate, ...]
+
+    def artifact(self, artifact_id: str) -> Artifact:
+        """Return the artifact called `artifact_id`."""
+        return next(artifact for artifact in self.artifacts if artifact.id == artifact_id)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats that the model must be lowered to, the baseline's first."""
+        return tuple(dict.fromkeys(artifact.format for artifact in self.artifacts))
+
+
+def make_plan(profile: DeviceProfile, recipe: Recipe) -> Plan:
+    """Decide what to build for a device.
+
+    Every int8 or fp16 candidate gets a float reference in the same runtime with as many threads, so that its gain is
+    measured against the same thing in the same run.
+
+    Raises:
+        RecipeError: The recipe asks for precisions that the profile does not list.
+        UnsupportedError: The profile asks for a precision that no pass makes.
+    """
+    targets = [target for target in profile.targets if not recipe.precisions or target.precision in recipe.precisions]
+    offered = sorted({target.precision for target in profile.targets})
+    missing = sorted(set(recipe.precisions) - set(offered))
+    if missing:
+        raise RecipeError(f"{profile.id} takes {', '.join(offered)}, the recipe asks for {missing[0]}")
+    artifacts = {BASELINE: Artifact(BASELINE, "onnx", "fp32")}
+    candidates: dict[str, Candidate] = {}
+    for target in targets:
+        artifact = _artifact(profile, target)
+        artifacts[artifact.id] = artifact
+        for threads in target.threads:
+            candidate = Candidate(
+                _candidate_id(target, threads), artifact.id, target.runtime, threads, target.accelerator
+            )
+            candidates[candidate.id] = candidate
+    for candidate in _references(tuple(candidates.values()), artifacts):
+        candidates.setdefault(candidate.id, candidate)
+    return Plan(profile, tuple(artifacts.values()), tuple(candidates.values()))
+
+
+def _artifact(profile: DeviceProfile, target: Target) -> Artifact:
+    if target.precision == "fp32":
+        return Artifact(f"{target.format}-fp32", target.format, "fp32")
+    if (target.format, target.precision) not in PASSES:
+        raise UnsupportedError(f"{profile.id}: no pass makes {target.precision} in {target.format}")
+    scheme = profile.schemes[target.scheme] if target.scheme else None
+    suffix = f"-{target.scheme}" if target.scheme else ""
+    return Artifact(f"{target.format}-{target.precision}{suffix}", target.format, target.precision, scheme)
+
+
+def _candidate_id(target: Target, threads: int) -> str:
+    where = "" if target.accelerator == "cpu" else f"-{target.accelerator}"
+    return f"{target.runtime}{where}-{target.precision}-{threads}t"
+
+
+def _references(candidates: tuple[Candidate, ...], artifacts: dict[str, Artifact]) -> list[Candidate]:
+    references = [Candidate("onnxruntime-fp32-1t", BASELINE, "onnxruntime", 1, "cpu", reference=True)]
+    for candidate in candidates:
+        if candidate.accelerator != "cpu":
+            continue
+        source = artifacts[candidate.artifact]
+        if source.precision != "fp32":
+            artifact = Artifact(f"{source.format}-fp32", source.format, "fp32")
+            artifacts.setdefault(artifact.id, artifact)
+            name = f"{candidate.runtime}-fp32-{candidate.threads}t"
+            references.append(
+                Candidate(name, artifact.id, candidate.runtime, candidate.threads, "cpu", reference=True)
+            )
+    return references

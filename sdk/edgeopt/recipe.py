@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe: what a user wants beyond the command line, in one TOML file.
+
+Rules:
+- Every key is known or an error that names the nearest; no option is ignored.
+- A recipe has defaults for everything: without a file the command line alone decides.
+- It is digested into the package's provenance, so equal recipes are equal bytes.
+
+```toml
+name = "efficientnet-lite0"           # of the package; default: the source's name
+version = "1"                         # default: 12 digits of a digest of everything that went in
+precisions = ["int8", "fp16"]         # default: what the device's profile lists
+labels = "labels.txt"                 # one class a line, put into the package
+
+[preprocess]                          # how a photo becomes the model's input
+resize = 256
+crop = 224
+mean = [0.485, 0.456, 0.406]
+std = [0.229, 0.224, 0.225]
+
+[calibration]
+method = "percentile"                 # or "minmax"
+percentile = 99.999
+samples = 128
+
+[quantize]
+exclude = ["Softmax"]                 # ONNX operators, by name or type, that stay in float
+
+[[inputs]]                            # only where the model cannot say it itself
+name = "x"
+shape = [1, 3, 224, 224]
+dtype = "float32"
+layout = "NCHW"
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeopt.calibrate import Calibration
+from edgeopt_wire import seam
+from edgeopt_wire.document import canonical_bytes, from_json, to_json
+from edgeopt_wire.errors import DocumentError, RecipeError
+from edgeopt_wire.manifest import check_name
+from edgeopt_wire.tensor import TensorSpec
+
+PRECISIONS = ("int8", "fp16", "fp32")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to build. Empty values mean: decide from the model and the device's profile."""
+
+    name: str = ""
+    version: str = ""
+    precisions: tuple[str, ...] = ()
+    labels: str = ""
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration = field(default_factory=Calibration)
+    exclude: tuple[str, ...] = ()
+    inputs: tuple[TensorSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            for what, text in (("name", self.name), ("version", self.version)):
+                if text:
+                    check_name(text, what)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        for precision in self.precisions:
+            if precision not in PRECISIONS:
+                raise RecipeError(seam.unknown("precision", precision, PRECISIONS))
+
+    def digest(self) -> str:
+        """SHA-256 of the recipe's values."""
+        import hashlib
+
+        return hashlib.sha256(canonical_bytes(to_json(self))).hexdigest()
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe from TOML.
+
+    Raises:
+        RecipeError: The file cannot be read, is no TOML, or has an unknown key or a wrong type.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {path} is not TOML: {error}") from error
+    return _parse(data, path)
+
+
+def _parse(data: dict[str, Any], path: Path) -> Recipe:
+    known = {entry.name for entry in dataclasses.fields(Recipe)} - {"exclude"} | {"quantize"}
+    _check_keys(data, known, f"{path}")
+    quantize = _table(data, "quantize", path)
+    _check_keys(quantize, {"exclude"}, f"{path} [quantize]")
+    _check_keys(
+        _table(data, "calibration", path), {entry.name for entry in dataclasses.fields(Calibration)}, f"{path} [calibration]"
+    )
+    for spec in data.get("inputs", []):
+        _check_keys(spec, {entry.name for entry in dataclasses.fields(TensorSpec)}, f"{path} [[inputs]]")
+    values = {key: value for key, value in data.items() if key != "quantize"} | dict(quantize)
+    if labels := data.get("labels"):
+        values["labels"] = str(path.parent / str(labels))
+    try:
+        return from_json(Recipe, values, str(path))
+    except DocumentError as error:
+        raise RecipeError(str(error)) from error
+
+
+def _table(data: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
+    table = data.get(key, {})
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{path}: {key} must be a table, found {type(table).__name__}")
+    return table
+
+
+def _check_keys(data: Mapping[str, Any], known: set[str], where: str) -> None:
+    for key in data:
+        if key not in known:
+            raise RecipeError(f"{where}: {seam.unknown('key', key, known)}")
