@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Half precision: float32 weights and activations become float16; inputs and outputs stay float32.
 
-Values that float16 cannot hold are clipped to its range by the converter; the note says how many weights were.
+Weights that float16 cannot hold are clipped to its range, and a note says how many.
 Source: IEEE 754-2008 binary16; ONNX Runtime, "Float16 and mixed precision models".
 """
 
@@ -30,9 +30,11 @@ def apply(model: Model, order: Order) -> Result:
 
     source = onnx.ModelProto()
     source.CopyFrom(model.program)
+    # the converter would turn what is below float16's smallest value into that value instead of rounding it
+    clipped = _round_weights(source)
     types = {node.op_type for node in source.graph.node}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns once a tensor about what `_lost` counts
+        warnings.simplefilter("ignore")  # it warns once a tensor about values that were rounded above
         half = convert_float_to_float16(
             source,
             min_positive_val=SMALLEST_FLOAT16,
@@ -42,23 +44,19 @@ def apply(model: Model, order: Order) -> Result:
             op_block_list=[name for name in order.exclude if name in types] or None,
             node_block_list=[name for name in order.exclude if name not in types] or None,
         )
-    large, small = _lost(model.program)
-    notes = []
-    if large:
-        notes.append(f"{large} weights exceed float16 and were clipped to {LARGEST_FLOAT16:.0f}")
-    if small:
-        notes.append(f"{small} weights are too small for float16 and became its smallest value")
-    return Result(replace(model, program=half), tuple(notes))
+    return Result(replace(model, program=half), (f"{clipped} weights exceed float16 and were clipped",) if clipped else ())
 
 
-def _lost(program: Any) -> tuple[int, int]:
+def _round_weights(program: Any) -> int:
+    """Round float32 weights to the nearest float16 in place (ties to even, overflow clipped); count the clipped."""
     import numpy as np
     import onnx
 
-    large = small = 0
+    clipped = 0
     for initializer in program.graph.initializer:
         if initializer.data_type == onnx.TensorProto.FLOAT:
-            values = np.abs(onnx.numpy_helper.to_array(initializer))
-            large += int((values > LARGEST_FLOAT16).sum())
-            small += int(((values > 0) & (values < SMALLEST_FLOAT16)).sum())
-    return large, small
+            values = onnx.numpy_helper.to_array(initializer)
+            clipped += int((np.abs(values) > LARGEST_FLOAT16).sum())
+            kept = np.clip(values, -LARGEST_FLOAT16, LARGEST_FLOAT16).astype(np.float16).astype(np.float32)
+            initializer.CopyFrom(onnx.numpy_helper.from_array(kept, initializer.name))
+    return clipped

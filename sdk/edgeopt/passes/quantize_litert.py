@@ -74,34 +74,29 @@ def _observer(model: Model) -> Observe:
     )
     interpreter.allocate_tensors()
     entries = interpreter.get_input_details()
-    constant = _constant_tensors(model.program)
-    watched = [
-        (detail["index"], detail["name"])
-        for detail in interpreter.get_tensor_details()
-        if detail["dtype"].__name__ == "float32" and detail["index"] not in constant
-    ]
+    watched = _activations(model.program)
 
     def observe(inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         for spec, entry in zip(model.inputs, entries, strict=True):
             interpreter.set_tensor(entry["index"], inputs[spec.name])
         interpreter.invoke()
         for index, name in watched:
-            with contextlib.suppress(ValueError):  # a scratch tensor without data: no operator of the model reads it
-                yield name, interpreter.get_tensor(index)
+            yield name, interpreter.get_tensor(index)
 
     return observe
 
 
-def _constant_tensors(program: bytes) -> set[int]:
+def _activations(program: bytes) -> list[tuple[int, str]]:
+    """(index, name) of every float tensor that an operator computes or the model takes."""
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(program, 0))
-    tensors = model.subgraphs[0].tensors
-    return {
-        index
-        for index, tensor in enumerate(tensors)
-        if model.buffers[tensor.buffer].data is not None or model.buffers[tensor.buffer].offset > 1
-    }
+    graph = schema.ModelT.InitFromObj(schema.Model.GetRootAs(program, 0)).subgraphs[0]
+    computed = {index for operator in graph.operators for index in operator.outputs} | set(graph.inputs)
+    return [
+        (index, graph.tensors[index].name.decode())
+        for index in sorted(int(index) for index in computed)
+        if graph.tensors[index].type == schema.TensorType.FLOAT32
+    ]
 
 
 def _quantize(model: Model, scheme: Scheme, ranges: Mapping[str, tuple[float, float]]) -> bytes:
@@ -136,9 +131,8 @@ def _ranks(program: bytes) -> dict[str, int]:
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(program, 0))
-    return {
-        tensor.name.decode(): 0 if tensor.shape is None else len(tensor.shape) for tensor in model.subgraphs[0].tensors
-    }
+    tensors = model.subgraphs[0].tensors
+    return {tensor.name.decode(): 0 if tensor.shape is None else len(tensor.shape) for tensor in tensors}
 
 
 def _specs(program: bytes, model: Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

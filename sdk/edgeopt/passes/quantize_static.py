@@ -69,6 +69,7 @@ def apply(model: Model, order: Order) -> Result:
         },
     )
     quantizer.quantize_model()
+    quantizer.model.topological_sort()
     quantized = quantizer.model.model
     quantized.producer_name, quantized.producer_version = "edgeopt", ""
     onnx.checker.check_model(quantized)
@@ -87,15 +88,18 @@ def _checked(scheme: Scheme | None) -> Scheme:
 
 
 def _fold(program: Any) -> Any:
-    """Let ONNX Runtime's optimizer fold batch normalization and constants, and infer shapes."""
+    """Let ONNX Runtime's basic optimizer fold batch normalization and constants, then infer shapes."""
     import onnx
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    import onnxruntime as ort
 
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         folded = Path(folder) / "folded.onnx"
-        # symbolic shape inference crashes on some transformers and adds nothing where shapes are static
-        quant_pre_process(program, folded, skip_symbolic_shape=True)
-        return onnx.load(folded)
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(folded)
+        options.log_severity_level = 3
+        ort.InferenceSession(program.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnx.shape_inference.infer_shapes(onnx.load(folded), strict_mode=True, data_prop=True)
 
 
 def _observer(program: Any) -> Observe:
