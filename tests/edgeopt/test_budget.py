@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Budgets are read with their units and checked against what was measured."""
+
+import pytest
+
+from edgeopt.budget import Budget, drop, parse_duration_ns, parse_share, parse_size_bytes
+from edgeopt_wire.errors import RecipeError
+from edgeopt_wire.manifest import Quality
+
+
+@pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("0.01", 0.01), ("0", 0.0), ("100 %", 1.0)])
+def test_shares(text: str, share: float) -> None:
+    assert parse_share(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("text", "ns"), [("10ms", 10_000_000), ("0.5 s", 500_000_000), ("300us", 300_000)])
+def test_durations(text: str, ns: int) -> None:
+    assert parse_duration_ns(text) == ns
+
+
+@pytest.mark.parametrize(("text", "size"), [("5MB", 5_000_000), ("4MiB", 4 * 2**20), ("800kB", 800_000)])
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["10", "ms", "10 parsecs", "-3ms", "1.2.3ms"])
+def test_a_duration_without_a_known_unit_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="10ms, 500us"):
+        parse_duration_ns(text)
+
+
+@pytest.mark.parametrize("text", ["150%", "-1%", "one", "1..2%"])
+def test_a_share_outside_of_zero_to_one_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="expected a share"):
+        parse_share(text)
+
+
+def test_drop_is_of_the_metric_where_there_are_labels_and_of_agreement_elsewhere() -> None:
+    assert drop(Quality(100, agreement=0.9, value=0.85, baseline_value=0.87)) == pytest.approx(0.02)
+    assert drop(Quality(100, agreement=0.9)) == pytest.approx(0.1)
+
+
+def test_a_kept_budget_breaks_nothing() -> None:
+    quality = Quality(100, agreement=0.99, value=0.87, baseline_value=0.87)
+    budget = Budget(max_drop=0.01, max_size_bytes=100)
+    assert budget.broken_by(size_bytes=99, quality=quality, measurement=None, on_device=False) == []
+
+
+def test_every_broken_limit_is_said() -> None:
+    budget = Budget(max_drop=0.01, max_latency_ns=1, max_size_bytes=10)
+    quality = Quality(100, agreement=0.9)
+    reasons = budget.broken_by(size_bytes=11, quality=quality, measurement=None, on_device=True)
+    assert [any(word in reason for reason in reasons) for word in ("--max-size", "10.00 points", "could not be measured")]
+    assert len(reasons) == 3
+
+
+def test_a_latency_of_another_machine_proves_nothing() -> None:
+    reasons = Budget(max_latency_ns=10**9).broken_by(size_bytes=1, quality=None, measurement=None, on_device=False)
+    assert "not the device" in reasons[0]
