@@ -13,11 +13,13 @@ Sources: LiteRT's benchmark_model (warm-up), Triton's perf_analyzer (three windo
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -56,6 +58,7 @@ _log = logging.getLogger(__name__)
 WINDOWS = 3
 WINDOW_TOLERANCE = 0.10
 MAXIMUM_WINDOWS = 9
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 _FAILURES: tuple[tuple[type[BaseException], Failure], ...] = (
     (UnsupportedError, Failure.UNSUPPORTED),
@@ -80,6 +83,7 @@ class Samples:
 
 def main() -> None:
     """Read a request from stdin, measure, write one Measurement to what was stdout, and end the process."""
+    _end_with_parent()
     answer = os.dup(1)
     os.dup2(2, 1)
     request = from_bytes(ProbeRequest, sys.stdin.buffer.read())
@@ -222,6 +226,11 @@ def _measure(
             "dropped_samples": samples.dropped,
         },
     )
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies: a library that hangs must not outlive the agent."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _first_run(model: LoadedModel, sample: Mapping[str, np.ndarray]) -> tuple[int, dict[str, np.ndarray]]:

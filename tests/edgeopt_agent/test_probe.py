@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The probe against variants that behave, lie, crash, hang and leak: each in a real child process."""
 
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,6 +33,20 @@ def request(folder: Path, variant: str = "a", **changes: object) -> ProbeRequest
 
 def probe(folder: Path, variant: str = "a", *, timeout_s: float = 60.0, **changes: object) -> Measurement:
     return run_probe(request(folder, variant, **changes), timeout_s=timeout_s, clock=lambda: NOON)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    ends_at = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends_at, "waited in vain"
+        time.sleep(0.01)
+
+
+def command_line(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def test_variant_that_behaves_is_measured_with_its_conditions(tmp_path: Path, make_package) -> None:
@@ -138,6 +155,26 @@ def test_what_a_hanging_child_started_is_ended_too(tmp_path: Path, make_package)
     run_probe(request(tmp_path), timeout_s=1.5, clock=lambda: NOON, command=[sys.executable, "-c", script])
     status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
     assert not status.exists() or "State:\tZ" in status.read_text()
+
+
+def test_child_does_not_outlive_an_agent_that_is_killed(tmp_path: Path, make_package) -> None:
+    make_package(tmp_path, {"a": {"failure": "hang"}})
+    script = (
+        "from edgeopt_agent.probe import ProbeRequest, run_probe\n"
+        f"run_probe(ProbeRequest({str(tmp_path)!r}, 'a', {DIGEST!r}, 'device-1', 'host'))\n"
+    )
+    agent = subprocess.Popen([sys.executable, "-c", script])
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children")
+    if not children.exists():
+        pytest.skip("this kernel lists no children (CONFIG_PROC_CHILDREN)")
+    try:
+        wait_until(lambda: "probe" in command_line(children.read_text().strip()))
+        child = children.read_text().strip()
+        wait_until(lambda: "numpy" in Path(f"/proc/{child}/maps").read_text())  # it is in main by now
+    finally:
+        agent.kill()
+        agent.wait()
+    wait_until(lambda: not command_line(child))
 
 
 def test_leak_stops_at_the_memory_limit(tmp_path: Path, make_package) -> None:
