@@ -111,7 +111,7 @@ def _stack(file: Path, spec: TensorSpec) -> np.ndarray:
         raise StoreError(f"cannot read the golden sample {file}: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:
         raise StoreError(f"{file} is damaged: {error}; install the package again") from error
-    shapes = (spec.shape, spec.shape[1:])
+    shapes = (spec.shape, spec.shape[1:]) if spec.shape[:1] == (1,) else (spec.shape,)
     if array.ndim == 0 or array.shape[1:] not in shapes:
         raise StoreError(f"{file}: expected samples of shape {spec.shape} on axis 0, found {array.shape}")
     if not np.can_cast(array.dtype, spec.dtype, "same_kind"):

@@ -3,12 +3,15 @@
 
 import itertools
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgeopt_agent.golden import compare
+from edgeopt_agent.golden import _stack, compare
 from edgeopt_agent.probe_child import MAXIMUM_WINDOWS, Samples, take_samples
+from edgeopt_wire.errors import StoreError
+from edgeopt_wire.tensor import TensorSpec
 
 MS = 1_000_000
 
@@ -74,6 +77,31 @@ def test_time_that_is_over_leaves_what_there_is() -> None:
 
 def test_one_run_that_takes_all_the_time_is_still_a_sample() -> None:
     assert len(sample(itertools.repeat(400.0), maximum_ns=0).latencies_ns) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec_shape", "file_shape", "samples"),
+    [((1, 3), (5, 3), 5), ((1, 3), (5, 1, 3), 5), ((2, 3), (5, 2, 3), 5)],
+)
+def test_golden_samples_are_stacked_with_or_without_their_batch_axis(
+    tmp_path: Path, spec_shape: tuple[int, ...], file_shape: tuple[int, ...], samples: int
+) -> None:
+    np.save(tmp_path / "0.npy", np.arange(np.prod(file_shape), dtype=np.float16).reshape(file_shape))
+    stack = _stack(tmp_path / "0.npy", TensorSpec("x", spec_shape, "float32"))
+    assert stack.shape == (samples, *spec_shape)
+    assert stack.dtype == np.float32
+
+
+def test_golden_samples_without_their_batch_axis_cannot_fill_a_batch_of_two(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.zeros((5, 3), np.float32))
+    with pytest.raises(StoreError, match=r"expected samples of shape \(2, 3\)"):
+        _stack(tmp_path / "0.npy", TensorSpec("x", (2, 3), "float32"))
+
+
+def test_pickled_golden_samples_are_never_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "0.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(StoreError, match="damaged"):
+        _stack(tmp_path / "0.npy", TensorSpec("x", (1, 3), "float32"))
 
 
 def test_sqnr_is_over_all_outputs_and_samples() -> None:
