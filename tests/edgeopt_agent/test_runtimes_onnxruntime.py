@@ -124,10 +124,22 @@ def test_damaged_file_is_a_runtime_failure(tmp_path: Path) -> None:
         runtime.load(tmp_path / "m.onnx", VARIANT)
 
 
-def test_operator_that_the_library_does_not_know_is_unsupported(tmp_path: Path) -> None:
-    file = write_linear(tmp_path / "m.onnx", "NoSuchOperator", "some.vendor")
-    with pytest.raises((UnsupportedError, RuntimeFailure), match="NoSuchOperator"):
+@pytest.mark.parametrize("domain", ["", "some.vendor"])
+def test_operator_that_the_library_does_not_know_is_unsupported(tmp_path: Path, domain: str) -> None:
+    file = write_linear(tmp_path / "m.onnx", "NoSuchOperator", domain)
+    with pytest.raises(UnsupportedError, match="NoSuchOperator"):
         runtime.load(file, VARIANT)
+
+
+@pytest.mark.parametrize(
+    "change", [{"ir_version": 99}, {"opset_imports": [onnx.helper.make_opsetid("", 99)]}]
+)
+def test_file_of_a_newer_onnx_than_the_library_knows_is_unsupported(tmp_path: Path, change: dict) -> None:
+    graph = onnx.load(write_linear(tmp_path / "m.onnx")).graph
+    fields = {"ir_version": 8, "opset_imports": [onnx.helper.make_opsetid("", 17)], **change}
+    onnx.save(onnx.helper.make_model(graph, **fields), tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedError, match=r"cannot load m\.onnx"):
+        runtime.load(tmp_path / "m.onnx", VARIANT)
 
 
 def test_manifest_with_other_names_than_the_file_is_refused(tmp_path: Path) -> None:

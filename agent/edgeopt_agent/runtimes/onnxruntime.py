@@ -41,6 +41,13 @@ _OPTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "cuda": {"tf32": _ON_OFF, "cpu_operators": _ALLOW},
 }
 _ERROR_SEVERITY = 3  # ONNX Runtime: 0 verbose, 1 info, 2 warning, 3 error, 4 fatal
+_UNSUPPORTED_CLASSES = ("NotImplemented", "InvalidGraph", "EPFail")
+_UNSUPPORTED_PHRASES = (
+    "is not a registered function/op",
+    "Unsupported model IR version",
+    "official released onnx opset",
+    "fallback to CPU EP has been explicitly disabled",
+)
 _L4T_RELEASE = Path("/etc/nv_tegra_release")
 
 
@@ -86,8 +93,7 @@ def load(file: Path, variant: Variant) -> Session:
         )
         session.disable_fallback()
     except errors as error:
-        unsupported = type(error).__name__ in ("NotImplemented", "InvalidGraph", "EPFail")
-        family = UnsupportedError if unsupported or "fallback" in str(error) else RuntimeFailure
+        family = UnsupportedError if _is_unsupported(error) else RuntimeFailure
         raise family(f"onnxruntime cannot load {file.name} on {variant.accelerator}: {error}") from error
     if provider not in session.get_providers():
         raise UnsupportedError(
@@ -135,6 +141,13 @@ def _errors(library: Any) -> tuple[type[Exception], ...]:
         entry for entry in vars(state).values() if isinstance(entry, type) and issubclass(entry, Exception)
     ]
     return (*own, RuntimeError, ValueError, TypeError)
+
+
+def _is_unsupported(error: Exception) -> bool:
+    """Tell "this build cannot run such a model" from "something broke": ONNX Runtime says both as `Fail`."""
+    return type(error).__name__ in _UNSUPPORTED_CLASSES or any(
+        phrase in str(error) for phrase in _UNSUPPORTED_PHRASES
+    )
 
 
 def _session_options(library: Any, variant: Variant) -> Any:
