@@ -4,6 +4,7 @@
 Rules:
 - Tensors at the edges carry the names of the file's one signature, or the file's own where it has none.
 - They stand in the order of the subgraph, which is the order in which every interpreter lists them.
+- Where the file leaves an axis free, the shape is the one that an interpreter allocates (batch 1).
 """
 
 from __future__ import annotations
@@ -106,12 +107,10 @@ def _spec(tensor: Any, label: str) -> TensorSpec:
         raise UnsupportedError(
             f"tensor {name!r} is {dtype}; the edges of a model must be one of {', '.join(DTYPES)}"
         )
-    shape = tuple(
-        int(size) for size in (tensor.shapeSignature if _has(tensor.shapeSignature) else tensor.shape)
-    )
+    shape = () if tensor.shape is None else tuple(int(size) for size in tensor.shape)
     if any(size < 1 for size in shape):
         raise RecipeError(
-            f"tensor {name!r} has free axes ({shape}); devices run static shapes: convert it with fixed ones"
+            f"tensor {name!r} has free axes {shape}; devices run static shapes: convert it with fixed ones"
         )
     return TensorSpec(name, shape, dtype, "", _affine(tensor))
 
