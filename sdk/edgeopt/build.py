@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeopt.artifacts import Made, check_extras, make_artifacts, tool_versions
 from edgeopt.budget import Budget
@@ -25,7 +25,7 @@ from edgeopt.plan import BASELINE, MIN_SQNR_DB, Candidate, Plan, make_plan
 from edgeopt.progress import Progress
 from edgeopt.recipe import Recipe
 from edgeopt.sources import Source, load_source
-from edgeopt.validate import Validation, validate, write_golden
+from edgeopt.validate import Validation, validate
 from edgeopt_profiles.profile import load_profile
 from edgeopt_wire.document import canonical_bytes, to_bytes, to_json
 from edgeopt_wire.errors import EdgeoptError, RecipeError
@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from edgeopt.evaluate.samples import Samples
     from edgeopt.report.document import BuildReport
 
-GOLDEN_SAMPLES = 2
-"""Enough to notice a wrong kernel; each costs a device's disk one input in half precision."""
+HOST = "build-host"
+"""What this machine is called in the measurements of a build."""
 
-STAND_IN_DEVICE = "build-host"
+ROUNDS = 2
+"""Interleaved, so that a machine that slows down does not favour who came first."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
         stage = scratch / "stage"
         manifest = _stage(stage, plan, made, loaded, request)
         manifest = replace(manifest, files=file_entries(stage, _files(stage)))
-        write_manifest(stage, manifest)
-        validation = validate(stage, manifest, plan, loaded.evaluation, loaded.calibration, cache, scratch, progress)
+        validation = validate(
+            stage, manifest, plan, loaded.evaluation, loaded.calibration, request.budget.max_drop, cache, scratch, progress
+        )
         manifest = replace(manifest, variants=_with_quality(manifest.variants, plan, validation))
         measured = _measure(stage, manifest, plan, progress)
         with progress.stage("package and report"):
@@ -205,16 +207,17 @@ def _measure(stage: Path, manifest: Manifest, plan: Plan, progress: Progress) ->
     from edgeopt.measure import measure
 
     here = [candidate.id for candidate in plan.candidates if candidate.accelerator == "cpu"]
-    with progress.stage("measure", len(here)) as step:
+    write_manifest(stage, manifest)
+    with progress.stage("measure", len(here) * ROUNDS) as step:
         return measure(
             stage,
-            manifest,
             here,
             package_sha256="",
-            device_id=STAND_IN_DEVICE,
+            device_id=HOST,
             device_class="host",
             stand_in_for="" if plan.device.id == "host" else plan.device.id,
-            on_variant=step.advance,
+            rounds=ROUNDS,
+            progress=lambda *_: step.advance(),
         )
 
 
@@ -268,18 +271,3 @@ def _pack(target: Path, stage: Path, manifest: Manifest, report: BuildReport) ->
     packed = replace(manifest, files=entries, compatible=compatible)
     digest = write_package(stage, packed, target)
     return replace(report, package=target.name, package_sha256=digest, package_bytes=target.stat().st_size)
-
-
-def golden_samples(samples: Samples | None) -> list[dict[str, Any]]:
-    """The first samples of a data set, as golden inputs."""
-    if samples is None:
-        return []
-    found: list[dict[str, Any]] = []
-    for sample in samples:
-        found.append(dict(sample.inputs))
-        if len(found) == GOLDEN_SAMPLES:
-            break
-    return found
-
-
-__all__ = ["BuildOutcome", "BuildRequest", "build", "plan_build", "write_golden"]

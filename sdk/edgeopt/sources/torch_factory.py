@@ -9,14 +9,12 @@ It returns one of
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeopt.factory import call_factory, is_factory
 from edgeopt.recipe import Recipe
 from edgeopt.sources import Source, package_name
 from edgeopt_wire.errors import RecipeError, UnsupportedError
@@ -40,9 +38,7 @@ class TorchModel:
 
 def matches(spec: str) -> bool:
     """A colon with a module or a Python file before it and a name after it."""
-    place, colon, factory = spec.rpartition(":")
-    named = place.endswith(".py") or all(part.isidentifier() for part in place.split("."))
-    return bool(colon) and named and factory.isidentifier()
+    return is_factory(spec)
 
 
 def load(spec: str, recipe: Recipe) -> Source:
@@ -52,7 +48,7 @@ def load(spec: str, recipe: Recipe) -> Source:
         RecipeError: It cannot be imported, called or exported.
         UnsupportedError: PyTorch is not installed.
     """
-    made = _call(spec)
+    made = call_factory(spec)
     found = _described(made, spec, recipe)
     return export(found, spec, recipe.name or found.name or package_name(spec.rpartition(":")[2]))
 
@@ -79,46 +75,6 @@ def export(found: TorchModel, spec: str, name: str) -> Source:
         preprocess=found.preprocess,
         labels=found.labels,
     )
-
-
-def _call(spec: str) -> Any:
-    place, _, factory_name = spec.rpartition(":")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        offered = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-        raise RecipeError(f"{place} has no function {factory_name!r}; it offers {offered or 'none'}")
-    try:
-        return factory()
-    except Exception as error:
-        raise RecipeError(f"{spec}() failed: {type(error).__name__}: {error}") from error
-
-
-def _import_module(name: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # what `python -m` does, and what users expect of package.module:factory
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise RecipeError(
-            f"cannot import {name!r}: {type(error).__name__}: {error}. "
-            "Install it, or run in its folder, or give the file as path/to/file.py:factory"
-        ) from error
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise RecipeError(f"cannot import {str(path)!r}: there is no such file; looked at {path.absolute()}")
-    loading = importlib.util.spec_from_file_location(path.stem, path)
-    assert loading is not None and loading.loader is not None, "a .py file always has a loader"  # noqa: S101, PT018
-    module = importlib.util.module_from_spec(loading)
-    sys.modules.setdefault(path.stem, module)
-    try:
-        loading.loader.exec_module(module)
-    except Exception as error:
-        raise RecipeError(f"cannot import {str(path)!r}: {type(error).__name__}: {error}") from error
-    return module
 
 
 def _described(made: Any, spec: str, recipe: Recipe) -> TorchModel:

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data sets: a folder of images, an .npz file or a Python factory, as samples with batch 1.
+
+Rules:
+- Order is by name; a limit draws a subset with a seed. The digest is of the content that is used, not of dates.
+- Images are decoded when they are walked over, so that memory does not grow with the data set.
+- What does not fit the model is refused before anything long begins, with the file, what was expected and found.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgeopt.evaluate.preprocess import Preprocess
+from edgeopt_wire.document import canonical_bytes
+from edgeopt_wire.errors import RecipeError
+from edgeopt_wire.tensor import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+LABEL_COLUMNS = ("label", "class_index", "class", "category", "target")
+FILE_COLUMNS = ("file", "filename", "image", "path")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs by name, batch 1, and the class index where the data has labels."""
+
+    inputs: Mapping[str, np.ndarray]
+    label: int | None = None
+
+
+class Samples(Protocol):
+    """A data set that can be walked over again and again."""
+
+    digest: str
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Sample]: ...
+
+
+def load_samples(
+    spec: str,
+    inputs: tuple[TensorSpec, ...],
+    preprocess: Preprocess | None = None,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Samples:
+    """Open the data set that `spec` names for a model with these inputs.
+
+    Raises:
+        RecipeError: It is not there, is empty, cannot be read, or does not fit the model.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        samples: Samples = _open_folder(path, inputs, preprocess, limit, seed)
+    elif spec.endswith(".npz"):
+        samples = _open_npz(path, inputs, limit, seed)
+    elif ":" in spec:
+        samples = _open_factory(spec, inputs, limit, seed)
+    else:
+        raise RecipeError(
+            f"cannot tell what data {spec!r} is; expected a folder of images, an .npz file, package.module:factory or "
+            f"file.py:factory; looked at {path.absolute()}"
+        )
+    next(iter(samples))  # the first sample is read now, so that a wrong shape is said now
+    return samples
+
+
+@dataclass(frozen=True)
+class _Photos:
+    files: tuple[tuple[Path, int | None], ...]
+    spec: TensorSpec
+    preprocess: Preprocess
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for path, label in self.files:
+            yield Sample({self.spec.name: self.preprocess.photo(path, self.spec)}, label)
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    arrays: Mapping[str, np.ndarray]
+    labels: Sequence[int] | None
+    digest: str
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __iter__(self) -> Iterator[Sample]:
+        for number in range(len(self)):
+            label = None if self.labels is None else int(self.labels[number])
+            yield Sample({name: array[number : number + 1] for name, array in self.arrays.items()}, label)
+
+
+def random_samples(inputs: tuple[TensorSpec, ...], count: int, *, seed: int) -> Samples:
+    """Standard normal inputs (zeros for integers), for a build that was given no data at all."""
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    arrays = {}
+    for spec in inputs:
+        shape = (count, *spec.shape[1:])
+        is_float = np.dtype(spec.dtype).kind == "f"
+        arrays[spec.name] = (generator.standard_normal(shape) if is_float else np.zeros(shape)).astype(spec.dtype)
+    return _Arrays(arrays, None, f"random-{count}-{seed}")
+
+
+def _open_folder(
+    folder: Path, inputs: tuple[TensorSpec, ...], preprocess: Preprocess | None, limit: int | None, seed: int
+) -> _Photos:
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        found = ", ".join(f"{spec.name} {spec.shape}" for spec in inputs)
+        raise RecipeError(f"a folder of images fits a model with one 4-axis input, this one has {found}; use an .npz file")
+    spec = inputs[0]
+    if preprocess is None:
+        side = spec.shape[1] if spec.layout == "NHWC" else spec.shape[2]
+        raise RecipeError(
+            "nothing says how a photo becomes this model's input, and guessing would spoil every figure; put "
+            f"[preprocess] with resize, crop = {side}, mean and std into the recipe"
+        )
+    labels = folder / "labels.csv"
+    files = _listed(labels) if labels.is_file() else _class_folders(folder) or _flat(folder)
+    if not files:
+        raise RecipeError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    chosen = tuple(_subset(files, limit, seed))
+    digest = hashlib.sha256(canonical_bytes(preprocess.as_mapping()))
+    for path, label in chosen:
+        digest.update(f"{label} ".encode())
+        try:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise RecipeError(f"cannot read the image {path}: {error.strerror}") from error
+    return _Photos(chosen, spec, preprocess, digest.hexdigest())
+
+
+def _listed(table: Path) -> list[tuple[Path, int | None]]:
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RecipeError(f"cannot read {table}: {error}") from error
+    columns = list(rows[0]) if rows else []
+    file_column = next((name for name in FILE_COLUMNS if name in columns), None)
+    label_column = next((name for name in LABEL_COLUMNS if name in columns), None)
+    if file_column is None or label_column is None:
+        raise RecipeError(
+            f"{table}: expected a column for the file ({', '.join(FILE_COLUMNS)}) and one for the class index "
+            f"({', '.join(LABEL_COLUMNS)}), found {', '.join(columns) or 'nothing'}"
+        )
+    found: list[tuple[Path, int | None]] = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            found.append((table.parent / row[file_column], int(row[label_column])))
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"{table}, line {number}: {row[label_column]!r} is no class index") from error
+    return sorted(found)
+
+
+def _class_folders(folder: Path) -> list[tuple[Path, int | None]]:
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [(path, index) for index, name in enumerate(classes) for path in _images(name)]
+
+
+def _flat(folder: Path) -> list[tuple[Path, int | None]]:
+    return [(path, None) for path in _images(folder)]
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def _open_npz(path: Path, inputs: tuple[TensorSpec, ...], limit: int | None, seed: int) -> _Arrays:
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise RecipeError(f"the data {path} is not a file here; looked at {path.absolute()}") from error
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise RecipeError(f"cannot read {path}: {error}; save it with numpy.savez and plain arrays") from error
+    return _of_arrays(arrays, str(path), inputs, limit, seed)
+
+
+def _open_factory(spec: str, inputs: tuple[TensorSpec, ...], limit: int | None, seed: int) -> _Arrays:
+    import numpy as np
+
+    from edgeopt.factory import call_factory
+
+    made = call_factory(spec)
+    if isinstance(made, Mapping):
+        return _of_arrays({str(key): np.asarray(value) for key, value in made.items()}, spec, inputs, limit, seed)
+    if isinstance(made, np.ndarray):
+        return _of_arrays({"x": made}, spec, inputs, limit, seed)
+    try:
+        pairs = [entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None) for entry in made]
+    except TypeError as error:
+        raise RecipeError(
+            f"{spec}() must return an array, a mapping of arrays, or an iterable of inputs or (inputs, label); "
+            f"found {type(made).__name__}"
+        ) from error
+    if not pairs:
+        raise RecipeError(f"{spec}() returned no sample")
+    rows = [dict(x) if isinstance(x, Mapping) else {inputs[0].name: x} for x, _ in pairs]
+    arrays = {name: np.concatenate([_batched(np.asarray(row[name]), inputs) for row in rows]) for name in rows[0]}
+    if all(label is not None for _, label in pairs):
+        arrays["y"] = np.asarray([int(label) for _, label in pairs])
+    return _of_arrays(arrays, spec, inputs, limit, seed)
+
+
+def _batched(array: np.ndarray, inputs: tuple[TensorSpec, ...]) -> np.ndarray:
+    return array if array.ndim == len(inputs[0].shape) else array[None]
+
+
+def _of_arrays(
+    arrays: Mapping[str, Any], where: str, inputs: tuple[TensorSpec, ...], limit: int | None, seed: int
+) -> _Arrays:
+    labels = next((arrays[name] for name in ("y", "labels", "label") if name in arrays), None)
+    chosen: dict[str, Any] = {}
+    for spec in inputs:
+        name = spec.name if spec.name in arrays else "x" if len(inputs) == 1 and "x" in arrays else ""
+        if not name:
+            raise RecipeError(
+                f"{where} has the arrays {', '.join(arrays) or 'none'}; the model's inputs are "
+                f"{', '.join(s.name for s in inputs)} (one input may be called x, labels y)"
+            )
+        chosen[spec.name] = _fitting(arrays[name], spec, f"{where}, array {name!r}")
+    counts = {name: len(array) for name, array in chosen.items()}
+    if labels is not None:
+        counts["labels"] = len(labels)
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise RecipeError(f"{where}: expected as many samples in every array and at least one, found {counts}")
+    order = _subset(list(range(next(iter(counts.values())))), limit, seed)
+    digest = hashlib.sha256()
+    for name in sorted(chosen):
+        chosen[name] = chosen[name][order]
+        digest.update(f"{name} {chosen[name].dtype} {chosen[name].shape} ".encode())
+        digest.update(chosen[name].tobytes())
+    if labels is not None:
+        labels = [int(labels[number]) for number in order]
+        digest.update(canonical_bytes(labels))
+    return _Arrays(chosen, labels, digest.hexdigest())
+
+
+def _fitting(array: Any, spec: TensorSpec, where: str) -> Any:
+    import numpy as np
+
+    if array.ndim == len(spec.shape) + 1 and array.shape[1] == 1:
+        array = array.reshape(array.shape[0], *array.shape[2:])
+    if array.ndim != len(spec.shape) or array.shape[1:] != spec.shape[1:]:
+        raise RecipeError(
+            f"{where}: expected samples of shape {spec.shape[1:]} for the input {spec.name!r} (an array of shape "
+            f"(n, {', '.join(map(str, spec.shape[1:]))})), found {array.shape}"
+        )
+    if array.dtype.kind not in "fiub" or (np.dtype(spec.dtype).kind != "f" and array.dtype.kind == "f"):
+        raise RecipeError(f"{where}: expected {spec.dtype} for the input {spec.name!r}, found {array.dtype}")
+    return np.ascontiguousarray(array.astype(spec.dtype))
+
+
+def _subset(entries: list[Any], limit: int | None, seed: int) -> list[Any]:
+    """A seeded draw in the entries' own order, so that it does not depend on how the folder is listed."""
+    if limit is None or limit >= len(entries):
+        return entries
+    numbers = sorted(random.Random(seed).sample(range(len(entries)), limit))
+    return [entries[number] for number in numbers]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a build as a document: everything that was decided and measured, with its conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeopt_wire.manifest import Provenance, Quality
+from edgeopt_wire.measurement import Measurement
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the build and the time it took; `cached` ones were done by an earlier build."""
+
+    name: str
+    seconds: float
+    cached: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class FloatOperator:
+    """An operator of an integer variant that still computes in floats, and why."""
+
+    name: str
+    type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Something that the build chose, and why."""
+
+    subject: str
+    choice: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run the model. `times_faster` is against float in the same runtime with as many threads."""
+
+    id: str
+    runtime: str
+    format: str
+    precision: str
+    threads: int
+    accelerator: str
+    file_bytes: int
+    shipped: bool
+    reason: str
+    quality: Quality | None = None
+    measurement: Measurement | None = None
+    times_faster: float | None = None
+    times_smaller: float | None = None
+    operators: int = 0
+    integer_operators: int = 0
+    float_operators: tuple[FloatOperator, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """Baseline, optimization, validation and measured gains of one build."""
+
+    SCHEMA = "edgeopt.build-report/1"
+
+    model: str
+    version: str
+    source: str
+    device: str
+    device_title: str
+    budget: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    baseline: str
+    candidates: tuple[Candidate, ...]
+    decisions: tuple[Decision, ...]
+    provenance: Provenance
+    warnings: tuple[str, ...] = ()
+    package: str = ""
+    package_sha256: str = ""
+    package_bytes: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def candidate(self, candidate_id: str) -> Candidate:
+        """Return the candidate called `candidate_id`, or raise KeyError."""
+        for candidate in self.candidates:
+            if candidate.id == candidate_id:
+                return candidate
+        raise KeyError(candidate_id)
+
+    @property
+    def was_built(self) -> bool:
+        """Whether anything kept the budget and was packed."""
+        return any(candidate.shipped for candidate in self.candidates)

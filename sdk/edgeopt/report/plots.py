@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report's plots as inline SVG: no script, no font, no file beside the page.
+
+Colours are CSS variables of the page, so that a plot follows light and dark. matplotlib draws; its ids are salted
+with the plot's name, so that the same figures give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from edgeopt.report.document import BuildReport, Candidate
+from edgeopt_wire.errors import UnsupportedError
+
+INK = "#123456"
+"""Stands for the page's text colour until the SVG is written."""
+PALETTE = {"int8": "#0f9d8a", "fp16": "#7a5cff", "fp32": "#e08a1e"}
+
+
+def accuracy_latency_size(report: BuildReport) -> str:
+    """Agreement (or the metric) against p50; the area of a dot is the file's size. Empty if nothing was timed."""
+    points = [(c, *_timed(c)) for c in report.candidates if c.measurement and c.measurement.timing and c.quality]
+    if not points:
+        return ""
+    with _figure("accuracy", (7.2, 3.6)) as (axes, finish):
+        largest = max(c.file_bytes for c, *_ in points)
+        for candidate, p50, _ in points:
+            value = _score(candidate)
+            if value is None:
+                continue
+            axes.scatter(
+                p50, value, s=60 + 900 * candidate.file_bytes / largest, color=PALETTE[candidate.precision],
+                alpha=0.75 if candidate.shipped else 0.3, linewidths=0,
+            )  # fmt: skip
+            axes.annotate(
+                candidate.id, (p50, value), textcoords="offset points", xytext=(8, 8), fontsize=7, color=INK
+            )
+        metric = next((c.quality.metric for c, *_ in points if c.quality and c.quality.metric), "") or "agreement"
+        axes.set_xlabel("p50, ms")
+        axes.set_ylabel(metric)
+        axes.margins(0.18)
+        return finish()
+
+
+def latency_bars(report: BuildReport) -> str:
+    """p50 and p90 of every timed candidate. Empty if nothing was timed."""
+    timed = [(c, *_timed(c)) for c in report.candidates if c.measurement and c.measurement.timing]
+    if not timed:
+        return ""
+    with _figure("latency", (7.2, 0.7 + 0.34 * len(timed))) as (axes, finish):
+        rows = range(len(timed))
+        axes.barh(rows, [p90 for *_, p90 in timed], color="#8aa0b5", height=0.62, alpha=0.45, label="p90")
+        axes.barh(rows, [p50 for _, p50, _ in timed], color=[PALETTE[c.precision] for c, *_ in timed], height=0.36, label="p50")
+        axes.set_yticks(rows, [c.id for c, *_ in timed], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel("ms (wide: p90, narrow: p50)")
+        return finish()
+
+
+def stage_bars(report: BuildReport) -> str:
+    """How long each stage took; cached ones are pale. Empty if there is no stage."""
+    if not report.stages:
+        return ""
+    with _figure("stages", (7.2, 0.7 + 0.28 * len(report.stages))) as (axes, finish):
+        rows = range(len(report.stages))
+        colours = ["#8aa0b5" if stage.cached else "#2f6fde" for stage in report.stages]
+        axes.barh(rows, [max(stage.seconds, 0.01) for stage in report.stages], color=colours, height=0.55)
+        labels = [stage.name + (" (cached)" if stage.cached else "") for stage in report.stages]
+        axes.set_yticks(rows, labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds")
+        return finish()
+
+
+def _timed(candidate: Candidate) -> tuple[float, float]:
+    timing = candidate.measurement.timing if candidate.measurement else None
+    return (timing.p50_ns / 1e6, timing.p90_ns / 1e6) if timing else (0.0, 0.0)
+
+
+def _score(candidate: Candidate) -> float | None:
+    if candidate.quality is None:
+        return None
+    return candidate.quality.agreement if candidate.quality.value is None else candidate.quality.value
+
+
+@contextmanager
+def _figure(name: str, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
+    try:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UnsupportedError("the report's plots need matplotlib: pip install 'edgeopt[onnx]'") from error
+    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color(INK)
+        axes.tick_params(colors=INK)
+        axes.xaxis.label.set_color(INK)
+        axes.yaxis.label.set_color(INK)
+        axes.grid(axis="x", color="#8aa0b5", alpha=0.25, linewidth=0.6)
+        axes.set_axisbelow(True)
+
+        def finish() -> str:
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+            svg = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), count=1, flags=re.DOTALL)
+            return svg.replace(INK, "var(--ink)")
+
+        yield axes, finish

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report in a terminal: one line a candidate, then what fell back to floats and what a reader must know."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from edgeopt.report.document import BuildReport, Candidate
+
+FLOATS_SHOWN = 5
+
+
+def print_table(console: Console, report: BuildReport) -> None:
+    """Print candidates, fall-backs and warnings."""
+    samples = next((c.quality.samples for c in report.candidates if c.quality), 0)
+    title = f"{report.model} {report.version} for {report.device}: measured on {samples} samples"
+    table = Table(title=title, title_justify="left")
+    for heading in ("candidate", "MB", "top-1", "agree", "SQNR dB", "p50 ms", "p90 ms", "x faster", "shipped"):
+        left = heading in ("candidate", "shipped")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold" if left else "ellipsis")
+    for candidate in report.candidates:
+        table.add_row(*cells(candidate), style="" if candidate.shipped else "dim")
+    console.print(table)
+    _print_floats(console, report)
+    for warning in report.warnings:
+        console.print(f"[yellow]note:[/] {warning}", highlight=False)
+
+
+def cells(candidate: Candidate) -> list[str]:
+    """One candidate's figures as text; a dash where there is none."""
+    quality = candidate.quality
+    timing = candidate.measurement.timing if candidate.measurement else None
+    return [
+        candidate.id,
+        f"{candidate.file_bytes / 1e6:.2f}",
+        number(quality.value if quality else None, "{:.3f}"),
+        number(quality.agreement if quality else None, "{:.3f}"),
+        number(quality.sqnr_db if quality else None, "{:.1f}"),
+        number(timing.p50_ns / 1e6 if timing else None, "{:.2f}"),
+        number(timing.p90_ns / 1e6 if timing else None, "{:.2f}"),
+        number(candidate.times_faster, "{:.2f}"),
+        ("yes: " if candidate.shipped else "no: ") + candidate.reason,
+    ]
+
+
+def number(value: float | None, form: str) -> str:
+    """Format a figure, or a dash where there is none."""
+    return "-" if value is None else form.format(value)
+
+
+def _print_floats(console: Console, report: BuildReport) -> None:
+    seen: set[tuple[str, str]] = set()
+    for candidate in report.candidates:
+        key = (candidate.format, candidate.precision)
+        if not candidate.float_operators or key in seen:
+            continue
+        seen.add(key)
+        shown = ", ".join(f"{op.type} {op.name}" for op in candidate.float_operators[:FLOATS_SHOWN])
+        rest = len(candidate.float_operators) - FLOATS_SHOWN
+        more = f" and {rest} more" if rest > 0 else ""
+        console.print(
+            f"[yellow]in floats[/] ({candidate.format} {candidate.precision}): {len(candidate.float_operators)} of "
+            f"{candidate.operators} operators: {shown}{more}",
+            highlight=False,
+        )

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a build made and measured to what it ships, why, and the report that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.artifacts import Made
+from edgeopt.budget import Budget
+from edgeopt.plan import BASELINE, Candidate, Plan
+from edgeopt.report import document
+from edgeopt.validate import Validation
+from edgeopt_wire.manifest import Manifest
+from edgeopt_wire.measurement import Measurement
+
+if TYPE_CHECKING:
+    from edgeopt.build import BuildRequest
+    from edgeopt.progress import Progress
+    from edgeopt.sources import Source
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether a candidate is shipped, and why."""
+
+    shipped: bool
+    reason: str
+
+
+def choose(
+    plan: Plan, made: Mapping[str, Made], manifest: Manifest, measured: Mapping[str, Measurement], budget: Budget
+) -> dict[str, Choice]:
+    """Decide which candidates are shipped: those that run right here, or cannot run here, and keep the budget."""
+    return {
+        candidate.id: _choose(candidate, plan, made[candidate.artifact], manifest, measured.get(candidate.id), budget)
+        for candidate in plan.candidates
+    }
+
+
+def _choose(
+    candidate: Candidate,
+    plan: Plan,
+    made: Made,
+    manifest: Manifest,
+    measurement: Measurement | None,
+    budget: Budget,
+) -> Choice:
+    if candidate.reference:
+        return Choice(False, "measured for comparison only")
+    if candidate.accelerator == "edgetpu":
+        return Choice(
+            False,
+            "the Edge TPU runs compiled files only, and its compiler is a program of its own for x86-64 Linux; run "
+            f"`edgetpu_compiler {candidate.artifact}.tflite` on the file of the package",
+        )
+    if measurement is not None and measurement.error:
+        return Choice(False, f"does not run here: {measurement.error}")
+    if measurement is not None and not measurement.golden_ok:
+        return Choice(False, "gives other outputs in a process of its own than when it was validated")
+    broken = budget.broken_by(
+        size_bytes=made.size_bytes,
+        quality=manifest.variant(candidate.id).quality,
+        measurement=measurement,
+        on_device=plan.device.id == "host",
+    )
+    if broken:
+        return Choice(False, "; ".join(broken))
+    if measurement is None:
+        return Choice(True, f"not measured here: needs {candidate.accelerator}; the device measures it on installation")
+    return Choice(True, "keeps the budget" if budget else "no budget was set")
+
+
+def build_report(
+    request: BuildRequest,
+    plan: Plan,
+    made: Mapping[str, Made],
+    source: Source,
+    manifest: Manifest,
+    validation: Validation,
+    measured: Mapping[str, Measurement],
+    choices: Mapping[str, Choice],
+    progress: Progress,
+) -> document.BuildReport:
+    """Put everything into one document, the nearest candidates first where nothing is shipped."""
+    placements = {name: _placement(entry) for name, entry in made.items()}
+    candidates = tuple(
+        _candidate(candidate, plan, made, manifest, measured, choices[candidate.id], placements[candidate.artifact])
+        for candidate in plan.candidates
+    )
+    warnings = list(validation.warnings)
+    if plan.device.id != "host":
+        warnings.append(
+            f"latencies were taken on this machine, not on a {plan.device.title}; a rollout measures on the device"
+        )
+    warnings.extend(sorted({text for found in measured.values() for text in found.warnings}))
+    stages = tuple(document.Stage(s.name, round(s.seconds, 3), s.cached, s.detail) for s in progress.finished)
+    return document.BuildReport(
+        model=manifest.name,
+        version=manifest.version,
+        source=source.description,
+        device=plan.device.id,
+        device_title=plan.device.title,
+        budget=_budget(request.budget),
+        stages=stages,
+        baseline="onnxruntime-fp32-1t",
+        candidates=candidates,
+        decisions=_decisions(plan, choices, validation, request),
+        provenance=manifest.provenance,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def repeatable(report: document.BuildReport) -> document.BuildReport:
+    """The part of a report that the same inputs give again: no times, no latencies; this part is signed."""
+    candidates = tuple(
+        replace(entry, measurement=None, times_faster=None) for entry in report.candidates if entry.shipped
+    )
+    return replace(report, stages=(), candidates=candidates, decisions=(), warnings=())
+
+
+def _candidate(
+    candidate: Candidate,
+    plan: Plan,
+    made: Mapping[str, Made],
+    manifest: Manifest,
+    measured: Mapping[str, Measurement],
+    choice: Choice,
+    placement: tuple[int, tuple[document.FloatOperator, ...]],
+) -> document.Candidate:
+    artifact = plan.artifact(candidate.artifact)
+    operators, floats = placement
+    is_integer = artifact.precision == "int8"
+    return document.Candidate(
+        id=candidate.id,
+        runtime=candidate.runtime,
+        format=artifact.format,
+        precision=artifact.precision,
+        threads=candidate.threads,
+        accelerator=candidate.accelerator,
+        file_bytes=made[candidate.artifact].size_bytes,
+        shipped=choice.shipped,
+        reason=choice.reason,
+        quality=manifest.variant(candidate.id).quality,
+        measurement=measured.get(candidate.id),
+        times_faster=_times_faster(candidate, measured),
+        times_smaller=round(made[BASELINE].size_bytes / made[candidate.artifact].size_bytes, 3),
+        operators=operators,
+        integer_operators=operators - len(floats) if is_integer else 0,
+        float_operators=floats if is_integer else (),
+        notes=made[candidate.artifact].description.notes,
+    )
+
+
+def _times_faster(candidate: Candidate, measured: Mapping[str, Measurement]) -> float | None:
+    own = measured.get(candidate.id)
+    reference = measured.get(f"{candidate.runtime}-fp32-{candidate.threads}t")
+    if own is None or reference is None or own.timing is None or reference.timing is None:
+        return None
+    return round(reference.timing.p50_ns / own.timing.p50_ns, 3)
+
+
+def _placement(made: Made) -> tuple[int, tuple[document.FloatOperator, ...]]:
+    """Count operators and name those that compute in floats."""
+    from edgeopt_converters import graph
+
+    operators = graph.of(made.model()).operators
+    edges = ("QuantizeLinear", "DequantizeLinear", "QUANTIZE", "DEQUANTIZE")
+    computing = [operator for operator in operators if operator.type not in edges]
+    floats = tuple(
+        document.FloatOperator(operator.name, operator.type, f"computes in {operator.dtype}")
+        for operator in computing
+        if operator.dtype.startswith("float")
+    )
+    return len(computing), floats
+
+
+def _budget(budget: Budget) -> dict[str, Any]:
+    return {
+        "max_drop": budget.max_drop,
+        "max_latency_ns": budget.max_latency_ns,
+        "max_size_bytes": budget.max_size_bytes,
+    }
+
+
+def _decisions(
+    plan: Plan, choices: Mapping[str, Choice], validation: Validation, request: BuildRequest
+) -> tuple[document.Decision, ...]:
+    found = []
+    for artifact in plan.artifacts:
+        if artifact.scheme is not None:
+            scheme = artifact.scheme
+            grain = "channel" if scheme.per_channel else "tensor"
+            kind = "symmetric" if scheme.symmetric_activations else "asymmetric"
+            found.append(
+                document.Decision(
+                    artifact.id,
+                    f"{scheme.weight_dtype} weights per {grain}, {kind} {scheme.activation_dtype} activations",
+                    f"what the profile of {plan.device.id} says its runtime fuses",
+                )
+            )
+            calibration = request.recipe.calibration
+            how = f"percentile {calibration.percentile}" if calibration.method == "percentile" else "min and max"
+            found.append(document.Decision(artifact.id, f"ranges by {how}", "the recipe's calibration, or its default"))
+    for name, verdict in validation.verdicts.items():
+        if plan.artifact(name).precision != "fp32":
+            found.append(document.Decision(name, f"--max-drop: {verdict.answer}", verdict.sentence()))
+    for candidate in plan.candidates:
+        choice = choices[candidate.id]
+        found.append(document.Decision(candidate.id, "shipped" if choice.shipped else "not shipped", choice.reason))
+    return tuple(found)

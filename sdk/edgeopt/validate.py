@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does each artifact still say what the model says? Outputs on the evaluation data, golden samples for the devices.
+
+Rules:
+- Every artifact runs on this host's CPU in the runtime of its format, whatever accelerator it is made for; what the
+  accelerator makes of it, a device finds out with the golden outputs.
+- A float artifact that does not reproduce the baseline is a fault of lowering, and ends the build.
+- Without evaluation data the calibration samples are used, and the report says that this flatters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.artifacts import tool_versions
+from edgeopt.cache import Cache
+from edgeopt.plan import BASELINE, MIN_SQNR_DB, Artifact, Plan
+from edgeopt.progress import Progress
+from edgeopt_wire.document import to_json
+from edgeopt_wire.errors import RuntimeFailure
+from edgeopt_wire.manifest import Manifest, Quality, Variant
+from edgeopt_wire.tensor import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeopt.evaluate.metrics import Verdict
+    from edgeopt.evaluate.outputs import Outputs
+    from edgeopt.evaluate.samples import Samples
+
+RUNTIME_OF = {"onnx": "onnxruntime", "litert": "litert"}
+
+GOLDEN_SAMPLES = 2
+"""Enough to notice a wrong kernel; each costs a device's disk one input in half precision."""
+
+WITHOUT_EVALUATION = "no evaluation data: quality was measured on the calibration samples, which flatters"
+WITHOUT_DATA = "no data: quality was measured on random inputs, which says little about real ones"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Quality of every artifact, verdicts on the allowed drop, and what a reader must know about both."""
+
+    quality: Mapping[str, Quality]
+    verdicts: Mapping[str, Verdict]
+    warnings: tuple[str, ...]
+
+
+def validate(
+    stage: Path,
+    manifest: Manifest,
+    plan: Plan,
+    samples: Samples | None,
+    fallback: Samples | None,
+    max_drop: float | None,
+    cache: Cache,
+    scratch: Path,
+    progress: Progress,
+) -> Validation:
+    """Write golden samples into `stage`, run every artifact over the data, compare with the baseline.
+
+    Raises:
+        RuntimeFailure: A float artifact does not reproduce the baseline, or a runtime fails.
+    """
+    from edgeopt.evaluate.metrics import compare, judge_drop
+    from edgeopt.evaluate.samples import random_samples
+
+    warnings: list[str] = []
+    if samples is None:
+        samples = fallback or random_samples(manifest.signature_inputs, 16, seed=0)
+        warnings.append(WITHOUT_EVALUATION if fallback else WITHOUT_DATA)
+    golden = _golden_inputs(samples, manifest.signature_inputs)
+    _write_stack(stage / manifest.golden_inputs, manifest.signature_inputs, golden, half=True)
+    found: dict[str, Outputs] = {}
+    for artifact in plan.artifacts:
+        found[artifact.id] = _outputs(stage, manifest, artifact, samples, golden, cache, scratch, progress)
+    baseline = found[BASELINE]
+    quality = {name: compare(baseline, outputs) for name, outputs in found.items()}
+    for artifact in plan.artifacts:
+        _check_lowering(artifact, quality[artifact.id])
+    verdicts: dict[str, Any] = {}
+    if max_drop is not None:
+        verdicts = {name: judge_drop(baseline, outputs, max_drop) for name, outputs in found.items()}
+    return Validation(quality, {name: v for name, v in verdicts.items() if v is not None}, tuple(warnings))
+
+
+def _outputs(
+    stage: Path,
+    manifest: Manifest,
+    artifact: Artifact,
+    samples: Samples,
+    golden: list[dict[str, np.ndarray]],
+    cache: Cache,
+    scratch: Path,
+    progress: Progress,
+) -> Outputs:
+    from edgeopt.evaluate.outputs import Outputs, collect
+    from edgeopt_agent.model import open_model
+
+    plain = _plain(manifest, artifact)
+    variant = plain.variants[0]
+    key = {
+        "stage": "outputs",
+        "artifact": manifest.file(artifact.file).sha256,
+        "inputs": to_json(variant.inputs),
+        "signature": to_json(manifest.signature_inputs),
+        "samples": samples.digest,
+        "tools": tool_versions(),
+    }
+    with progress.stage(f"validate {artifact.id}", len(samples)) as step:
+
+        def make(folder: Path) -> None:
+            with open_model(stage, plain, variant.id) as model:
+                collect(model.infer, samples, step.advance).save(folder / "outputs.npz")
+                outputs = [{n: a[0] for n, a in model.infer(inputs).items()} for inputs in golden]
+            _write_stack(folder / "golden", manifest.signature_outputs, outputs, half=False)
+
+        folder, step.cached = cache.stage(key, make, scratch)
+        target = stage / variant.golden
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (folder / "golden").iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+        return Outputs.load(folder / "outputs.npz")
+
+
+def _plain(manifest: Manifest, artifact: Artifact) -> Manifest:
+    """The manifest with one variant: the artifact on this host's CPU, one thread."""
+    variant: Variant = next(entry for entry in manifest.variants if entry.file == artifact.file)
+    here = replace(
+        variant, runtime=RUNTIME_OF[artifact.format], accelerator="cpu", threads=1, options={}, minimum_runtime=""
+    )
+    return replace(manifest, variants=(here,))
+
+
+def _golden_inputs(samples: Samples, signature: tuple[TensorSpec, ...]) -> list[dict[str, np.ndarray]]:
+    """The first samples, rounded to what is stored, so that a device computes from the very same numbers."""
+    import numpy as np
+
+    found: list[dict[str, np.ndarray]] = []
+    for sample in samples:
+        rounded = {}
+        for spec in signature:
+            array = sample.inputs[spec.name]
+            rounded[spec.name] = array.astype(np.float16).astype(spec.dtype) if array.dtype.kind == "f" else array
+        found.append(rounded)
+        if len(found) == GOLDEN_SAMPLES:
+            break
+    return found
+
+
+def _write_stack(
+    folder: Path, specs: tuple[TensorSpec, ...], rows: list[dict[str, np.ndarray]], *, half: bool
+) -> None:
+    import numpy as np
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, spec in enumerate(specs):
+        stacked = np.stack([row[spec.name] for row in rows])
+        if stacked.dtype.kind == "f":
+            stacked = stacked.astype(np.float16 if half else np.float32)
+        np.save(folder / f"{index}.npy", stacked, allow_pickle=False)
+
+
+def _check_lowering(artifact: Artifact, quality: Quality) -> None:
+    limit = MIN_SQNR_DB["fp32"]
+    if artifact.precision == "fp32" and quality.sqnr_db is not None and quality.sqnr_db < limit:
+        raise RuntimeFailure(
+            f"lowering to {artifact.format} changed the model: its float outputs differ from the baseline's by "
+            f"{quality.sqnr_db:.1f} dB SQNR, at least {limit:.0f} dB are expected. This is a fault of the converter; "
+            "build for a device that runs another format, and report the model"
+        )
+
