@@ -46,10 +46,6 @@ def detect(root: Path = Path("/"), *, is_installed: Callable[[str], bool] | None
     installed = is_installed or _is_installed
     targets = tuple(target for target in offered if any(map(installed, _MODULES[target.runtime])))
     used = {target.scheme for target in targets}
-    schemes = {
-        "int8": _LITERT,
-        scheme: Scheme(activation, "int8", per_channel=True, symmetric_activations=False),
-    }
     return DeviceProfile(
         id=HOST,
         title="this machine",
