@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime on the CPU: a QDQ operator computes in integers only where the runtime has a fusion for its type.
+
+Any other operator between DequantizeLinear and QuantizeLinear runs in floats, which costs two conversions as well.
+Operators on indices and shapes (no float tensor at all) are at home on the CPU.
+Source: microsoft/onnxruntime, core/optimizer/qdq_transformer/selectors_actions/qdq_selector_action_transformer.cc.
+Not checked: which of the fusions take int8 and which only uint8 activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgeopt_profiles.operators import Operator
+from edgeopt_profiles.support import LeftOut, Placement
+
+_COMPUTES = frozenset(
+    [
+        "Conv",
+        "MatMul",
+        "Gemm",
+        "Add",
+        "Mul",
+        "AveragePool",
+        "GlobalAveragePool",
+        "LeakyRelu",
+        "Sigmoid",
+        "Softmax",
+        "Concat",
+        "Where",
+    ]
+)
+_MOVES = frozenset(
+    [
+        "MaxPool",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Gather",
+        "Resize",
+        "Split",
+        "Slice",
+        "Expand",
+        "ArgMax",
+        "Identity",
+    ]
+)
+"""These give back values that they got (or order them), so the Q and DQ around them are dropped."""
+
+_FUSES_INTO_PRODUCER = frozenset(("Relu", "Clip"))
+_CONVERTS = frozenset(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"))
+_FUSES = _COMPUTES | _MOVES | _FUSES_INTO_PRODUCER | _CONVERTS
+
+
+def place(operators: Sequence[Operator]) -> Placement:
+    """Tell integer operators from those that run in float."""
+    kept, left = [], []
+    for operator in operators:
+        reason = _reason(operator)
+        if reason:
+            left.append(LeftOut(operator.name, operator.type, reason))
+        else:
+            kept.append(operator.name)
+    return Placement(tuple(kept), tuple(left))
+
+
+def _reason(operator: Operator) -> str:
+    if operator.dtype == "int8":
+        is_integer = (
+            operator.type in _FUSES
+            or operator.type.startswith("QLinear")
+            or operator.type.endswith("Integer")
+        )
+        if is_integer:
+            return ""
+        return f"ONNX Runtime has no integer kernel for {operator.type}: it runs in float between DQ and Q"
+    if "float" in operator.dtype:
+        return f"it computes in {operator.dtype}: no quantized tensor on one of its sides"
+    return ""
