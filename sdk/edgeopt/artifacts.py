@@ -33,7 +33,16 @@ if TYPE_CHECKING:
 
     from edgeopt.evaluate.samples import Samples
 
-TOOLS = ("torch", "onnx", "onnxruntime", "onnxscript", "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "numpy")
+TOOLS = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "litert-torch",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,10 @@ def check_extras(plan: Plan, source: Source) -> None:
     Raises:
         UnsupportedError: An extra is missing; the message says which to install.
     """
-    needed = {"onnx": ("onnx", "onnxruntime"), "litert": ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")}
+    needed = {
+        "onnx": ("onnx", "onnxruntime"),
+        "litert": ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
+    }
     for name in plan.formats:
         missing = [module for module in needed[name] if importlib.util.find_spec(module) is None]
         if missing:
@@ -127,7 +139,9 @@ def make_artifacts(
         if not artifact.pass_name:
             made[artifact.id] = Made(artifact, base.file, base.description)
         else:
-            made[artifact.id] = _optimize(artifact, base, source, samples, recipe, tools, cache, scratch, progress)
+            made[artifact.id] = _optimize(
+                artifact, base, source, samples, recipe, tools, cache, scratch, progress
+            )
     return made
 
 
@@ -225,7 +239,11 @@ def _digest(made: Made) -> str:
 
 
 def _write(folder: Path, model: Model, notes: tuple[str, ...]) -> None:
-    program = model.program if isinstance(model.program, bytes) else model.program.SerializeToString(deterministic=True)
+    program = (
+        model.program
+        if isinstance(model.program, bytes)
+        else model.program.SerializeToString(deterministic=True)
+    )
     (folder / "model").write_bytes(program)
     description = Description(model.format, model.name, model.inputs, model.outputs, notes)
     (folder / "description.json").write_bytes(to_bytes(description))

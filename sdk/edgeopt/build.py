@@ -95,12 +95,22 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
         with progress.stage("load") as step:
             loaded = _load(request, plan)
             step.detail = loaded.source.description
-        made = make_artifacts(plan, loaded.source, loaded.calibration, request.recipe, cache, scratch, progress)
+        made = make_artifacts(
+            plan, loaded.source, loaded.calibration, request.recipe, cache, scratch, progress
+        )
         stage = scratch / "stage"
         manifest = _stage(stage, plan, made, loaded, request)
         manifest = replace(manifest, files=file_entries(stage, _files(stage)))
         validation = validate(
-            stage, manifest, plan, loaded.evaluation, loaded.calibration, request.budget.max_drop, cache, scratch, progress
+            stage,
+            manifest,
+            plan,
+            loaded.evaluation,
+            loaded.calibration,
+            request.budget.max_drop,
+            cache,
+            scratch,
+            progress,
         )
         manifest = replace(manifest, variants=_with_quality(manifest.variants, plan, validation))
         measured = _measure(stage, manifest, plan, progress)
@@ -137,7 +147,9 @@ def _read_labels(path: Path) -> tuple[str, ...]:
         raise RecipeError(f"cannot read the labels {path}: {error}") from error
 
 
-def _stage(stage: Path, plan: Plan, made: Mapping[str, Made], loaded: _Loaded, request: BuildRequest) -> Manifest:
+def _stage(
+    stage: Path, plan: Plan, made: Mapping[str, Made], loaded: _Loaded, request: BuildRequest
+) -> Manifest:
     """Lay out model files and golden samples, and describe every candidate, shipped or not."""
     recipe, source = request.recipe, loaded.source
     for artifact in made.values():
@@ -194,13 +206,17 @@ def _variant(candidate: Candidate, plan: Plan, made: Made) -> Variant:
 
 def _files(stage: Path) -> list[str]:
     return [
-        path.relative_to(stage).as_posix() for path in stage.rglob("*") if path.is_file() and path.name != "manifest.json"
+        path.relative_to(stage).as_posix()
+        for path in stage.rglob("*")
+        if path.is_file() and path.name != "manifest.json"
     ]
 
 
 def _with_quality(variants: tuple[Variant, ...], plan: Plan, validation: Validation) -> tuple[Variant, ...]:
     artifacts = {candidate.id: candidate.artifact for candidate in plan.candidates}
-    return tuple(replace(variant, quality=validation.quality.get(artifacts[variant.id])) for variant in variants)
+    return tuple(
+        replace(variant, quality=validation.quality.get(artifacts[variant.id])) for variant in variants
+    )
 
 
 def _measure(stage: Path, manifest: Manifest, plan: Plan, progress: Progress) -> dict[str, Measurement]:
@@ -232,13 +248,15 @@ def _finish(
     measured: Mapping[str, Measurement],
     progress: Progress,
 ) -> BuildOutcome:
-    from edgeopt.reporting import build_report, choose
     from edgeopt.report import html
+    from edgeopt.reporting import build_report, choose
 
     choices = choose(plan, made, manifest, measured, request.budget)
     base = request.output / f"{manifest.name}-{manifest.version}-{plan.device.id}{SUFFIX}"
     shipped = tuple(variant for variant in manifest.variants if choices[variant.id].shipped)
-    report = build_report(request, plan, made, loaded.source, manifest, validation, measured, choices, progress)
+    report = build_report(
+        request, plan, made, loaded.source, manifest, validation, measured, choices, progress
+    )
     package = None
     if shipped:
         package = base

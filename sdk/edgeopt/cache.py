@@ -52,7 +52,9 @@ class Cache:
             home.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=".half-", dir=home))
         except OSError as error:
-            raise StoreError(f"cannot write the build cache {home}: {error.strerror}; use --no-cache") from error
+            raise StoreError(
+                f"cannot write the build cache {home}: {error.strerror}; use --no-cache"
+            ) from error
         try:
             make(temporary)
             _flush(temporary)
@@ -60,7 +62,9 @@ class Cache:
         except OSError as error:
             if entry.is_dir():  # another build finished the same stage first
                 return entry, True
-            raise StoreError(f"cannot write the build cache {home}: {error.strerror}; free some space") from error
+            raise StoreError(
+                f"cannot write the build cache {home}: {error.strerror}; free some space"
+            ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return entry, False

@@ -112,7 +112,9 @@ def _count(
                 low, high = spans[name]
                 flat = values.reshape(-1)
                 for start in range(0, flat.size, _CHUNK):
-                    scaled = (flat[start : start + _CHUNK] - np.float32(low)) * np.float32(HISTOGRAM_BINS / (high - low))
+                    scaled = (flat[start : start + _CHUNK] - np.float32(low)) * np.float32(
+                        HISTOGRAM_BINS / (high - low)
+                    )
                     bins = np.clip(scaled.astype(np.int32), 0, HISTOGRAM_BINS - 1)
                     counts[name] += np.bincount(bins, minlength=HISTOGRAM_BINS)
         on_sample()

@@ -16,7 +16,11 @@ from edgeopt_wire.errors import RecipeError, UnsupportedError
 BASELINE = "onnx-fp32"
 """The artifact that every figure is compared with: the unmodified model, in ONNX Runtime."""
 
-PASSES = {("onnx", "int8"): "quantize_static", ("litert", "int8"): "quantize_litert", ("onnx", "fp16"): "cast_floats"}
+PASSES = {
+    ("onnx", "int8"): "quantize_static",
+    ("litert", "int8"): "quantize_litert",
+    ("onnx", "fp16"): "cast_floats",
+}
 """Which pass makes which precision from the float model of a format."""
 
 MIN_SQNR_DB = {"int8": 20.0, "fp16": 40.0, "fp32": 60.0}
@@ -85,8 +89,10 @@ def make_plan(profile: DeviceProfile, recipe: Recipe) -> Plan:
         RecipeError: The recipe asks for precisions that the profile does not list.
         UnsupportedError: The profile asks for a precision that no pass makes.
     """
-    targets = [target for target in profile.targets if not recipe.precisions or target.precision in recipe.precisions]
-    offered = sorted({target.precision for target in profile.targets})
+    known = [*profile.targets, *_floats(profile)]
+    wanted = set(recipe.precisions) or {target.precision for target in profile.targets}
+    targets = [target for target in known if target.precision in wanted]
+    offered = sorted({target.precision for target in known})
     missing = sorted(set(recipe.precisions) - set(offered))
     if missing:
         raise RecipeError(f"{profile.id} takes {', '.join(offered)}, the recipe asks for {missing[0]}")
@@ -103,6 +109,18 @@ def make_plan(profile: DeviceProfile, recipe: Recipe) -> Plan:
     for candidate in _references(tuple(candidates.values()), artifacts):
         candidates.setdefault(candidate.id, candidate)
     return Plan(profile, tuple(artifacts.values()), tuple(candidates.values()))
+
+
+def _floats(profile: DeviceProfile) -> list[Target]:
+    """The float model in every runtime of the device's CPU: no profile lists it, a recipe may ask for it."""
+    listed = {(target.runtime, target.precision) for target in profile.targets}
+    return [
+        Target(target.runtime, target.format, "fp32", target.threads, "cpu", "")
+        for target in profile.targets
+        if target.accelerator == "cpu"
+        and target.precision == "int8"
+        and (target.runtime, "fp32") not in listed
+    ]
 
 
 def _artifact(profile: DeviceProfile, target: Target) -> Artifact:

@@ -58,7 +58,9 @@ class Finished:
 class Progress:
     """Names and times the stages of one piece of work, and passes them on to a watcher."""
 
-    def __init__(self, watcher: Watcher | None = None, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, watcher: Watcher | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._watcher = watcher or Silent()
         self._clock = clock
         self.finished: list[Finished] = []

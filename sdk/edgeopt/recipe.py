@@ -105,7 +105,9 @@ def _parse(data: dict[str, Any], path: Path) -> Recipe:
     quantize = _table(data, "quantize", path)
     _check_keys(quantize, {"exclude"}, f"{path} [quantize]")
     _check_keys(
-        _table(data, "calibration", path), {entry.name for entry in dataclasses.fields(Calibration)}, f"{path} [calibration]"
+        _table(data, "calibration", path),
+        {entry.name for entry in dataclasses.fields(Calibration)},
+        f"{path} [calibration]",
     )
     for spec in data.get("inputs", []):
         _check_keys(spec, {entry.name for entry in dataclasses.fields(TensorSpec)}, f"{path} [[inputs]]")

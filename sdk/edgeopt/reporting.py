@@ -30,11 +30,17 @@ class Choice:
 
 
 def choose(
-    plan: Plan, made: Mapping[str, Made], manifest: Manifest, measured: Mapping[str, Measurement], budget: Budget
+    plan: Plan,
+    made: Mapping[str, Made],
+    manifest: Manifest,
+    measured: Mapping[str, Measurement],
+    budget: Budget,
 ) -> dict[str, Choice]:
     """Decide which candidates are shipped: those that run right here, or cannot run here, and keep the budget."""
     return {
-        candidate.id: _choose(candidate, plan, made[candidate.artifact], manifest, measured.get(candidate.id), budget)
+        candidate.id: _choose(
+            candidate, plan, made[candidate.artifact], manifest, measured.get(candidate.id), budget
+        )
         for candidate in plan.candidates
     }
 
@@ -68,7 +74,9 @@ def _choose(
     if broken:
         return Choice(False, "; ".join(broken))
     if measurement is None:
-        return Choice(True, f"not measured here: needs {candidate.accelerator}; the device measures it on installation")
+        return Choice(
+            True, f"not measured here: needs {candidate.accelerator}; the device measures it on installation"
+        )
     return Choice(True, "keeps the budget" if budget else "no budget was set")
 
 
@@ -86,7 +94,9 @@ def build_report(
     """Put everything into one document, the nearest candidates first where nothing is shipped."""
     placements = {name: _placement(entry) for name, entry in made.items()}
     candidates = tuple(
-        _candidate(candidate, plan, made, manifest, measured, choices[candidate.id], placements[candidate.artifact])
+        _candidate(
+            candidate, plan, made, manifest, measured, choices[candidate.id], placements[candidate.artifact]
+        )
         for candidate in plan.candidates
     )
     warnings = list(validation.warnings)
@@ -201,12 +211,20 @@ def _decisions(
                 )
             )
             calibration = request.recipe.calibration
-            how = f"percentile {calibration.percentile}" if calibration.method == "percentile" else "min and max"
-            found.append(document.Decision(artifact.id, f"ranges by {how}", "the recipe's calibration, or its default"))
+            how = (
+                f"percentile {calibration.percentile}"
+                if calibration.method == "percentile"
+                else "min and max"
+            )
+            found.append(
+                document.Decision(artifact.id, f"ranges by {how}", "the recipe's calibration, or its default")
+            )
     for name, verdict in validation.verdicts.items():
         if plan.artifact(name).precision != "fp32":
             found.append(document.Decision(name, f"--max-drop: {verdict.answer}", verdict.sentence()))
     for candidate in plan.candidates:
         choice = choices[candidate.id]
-        found.append(document.Decision(candidate.id, "shipped" if choice.shipped else "not shipped", choice.reason))
+        found.append(
+            document.Decision(candidate.id, "shipped" if choice.shipped else "not shipped", choice.reason)
+        )
     return tuple(found)

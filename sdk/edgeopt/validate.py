@@ -130,7 +130,12 @@ def _plain(manifest: Manifest, artifact: Artifact) -> Manifest:
     """The manifest with one variant: the artifact on this host's CPU, one thread."""
     variant: Variant = next(entry for entry in manifest.variants if entry.file == artifact.file)
     here = replace(
-        variant, runtime=RUNTIME_OF[artifact.format], accelerator="cpu", threads=1, options={}, minimum_runtime=""
+        variant,
+        runtime=RUNTIME_OF[artifact.format],
+        accelerator="cpu",
+        threads=1,
+        options={},
+        minimum_runtime="",
     )
     return replace(manifest, variants=(here,))
 
@@ -144,7 +149,9 @@ def _golden_inputs(samples: Samples, signature: tuple[TensorSpec, ...]) -> list[
         rounded = {}
         for spec in signature:
             array = sample.inputs[spec.name]
-            rounded[spec.name] = array.astype(np.float16).astype(spec.dtype) if array.dtype.kind == "f" else array
+            rounded[spec.name] = (
+                array.astype(np.float16).astype(spec.dtype) if array.dtype.kind == "f" else array
+            )
         found.append(rounded)
         if len(found) == GOLDEN_SAMPLES:
             break
@@ -172,4 +179,3 @@ def _check_lowering(artifact: Artifact, quality: Quality) -> None:
             f"{quality.sqnr_db:.1f} dB SQNR, at least {limit:.0f} dB are expected. This is a fault of the converter; "
             "build for a device that runs another format, and report the model"
         )
-

@@ -43,7 +43,9 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="edgeopt")
 @click.option("-v", "--verbose", count=True, help="Log to stderr; twice for debugging and tracebacks.")
 def cli(verbose: int) -> None:

@@ -69,8 +69,22 @@ def _print(console: Console, manifest: Manifest, found: Mapping[str, Measurement
     from rich.table import Table
 
     first = next(iter(found.values())).conditions
-    table = Table(title=f"{manifest.title}, measured on {first.cpu} ({first.architecture})", title_justify="left")
-    for heading in ("variant", "threads", "load ms", "first ms", "min ms", "p50 ms", "p90 ms", "p99 ms", "n", "golden", "note"):
+    table = Table(
+        title=f"{manifest.title}, measured on {first.cpu} ({first.architecture})", title_justify="left"
+    )
+    for heading in (
+        "variant",
+        "threads",
+        "load ms",
+        "first ms",
+        "min ms",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "n",
+        "golden",
+        "note",
+    ):
         table.add_column(heading, justify="left" if heading in ("variant", "golden", "note") else "right")
     for name, measurement in found.items():
         table.add_row(name, str(measurement.conditions.threads), *_cells(measurement))

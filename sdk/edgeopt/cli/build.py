@@ -28,18 +28,37 @@ def _devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 @click.argument("model")
 @click.option("--device", required=True, shell_complete=_devices, help="Device class, see `edgeopt devices`.")
 @click.option("--calibration", default="", metavar="DATA", help="Data that sets int8 ranges.")
-@click.option("--evaluation", default="", metavar="DATA", help="Other data, labelled or not, that quality is measured on.")
-@click.option("--evaluation-limit", type=click.IntRange(1), help="Use only this many samples of it, drawn with a fixed seed.")
+@click.option(
+    "--evaluation",
+    default="",
+    metavar="DATA",
+    help="Other data, labelled or not, that quality is measured on.",
+)
+@click.option(
+    "--evaluation-limit",
+    type=click.IntRange(1),
+    help="Use only this many samples of it, drawn with a fixed seed.",
+)
 @click.option("--max-drop", metavar="SHARE", help="Largest loss of the metric, e.g. 1%.")
 @click.option("--max-latency", metavar="TIME", help="Largest p90 on the device, e.g. 10ms.")
 @click.option("--max-size", metavar="SIZE", help="Largest model file, e.g. 5MB.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file with everything else, see docs/build.md.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Folder for the package.")
+@click.option(
+    "--recipe", type=click.Path(path_type=Path), help="TOML file with everything else, see docs/build.md."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    help="Folder for the package.",
+)
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder of finished stages.")
 @click.option("--no-cache", is_flag=True, help="Make every stage again and keep none.")
 @click.option("--dry-run", is_flag=True, help="Show what would be made, and stop.")
 @json_option
-def command(model: str, cache: Path | None, no_cache: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
+def command(
+    model: str, cache: Path | None, no_cache: bool, dry_run: bool, as_json: bool, **options: Any
+) -> None:
     """Compress MODEL for a device class, measure every candidate, and pack what is right.
 
     MODEL is package.module:factory, file.py:factory, a .pt2 or an .onnx file. DATA is a folder of images (class
@@ -154,7 +173,9 @@ def _print_outcome(console: Console, outcome: BuildOutcome) -> None:
 
     print_table(console, outcome.report)
     if outcome.package is None:
-        console.print("[bold red]The budget was not met; no package was written.[/] The table shows why, nearest first.")
+        console.print(
+            "[bold red]The budget was not met; no package was written.[/] The table shows why, nearest first."
+        )
     else:
         size = outcome.package.stat().st_size / 1e6
         console.print(f"package  {outcome.package} ({size:.2f} MB)", soft_wrap=True)

@@ -15,5 +15,5 @@ def command(shell: str) -> None:
     from edgeopt.cli import cli
 
     completion = get_completion_class(shell)
-    assert completion is not None, "the choice above lists what click knows"  # noqa: S101
+    assert completion is not None, "the choice above lists what click knows"
     click.echo(completion(cli, {}, "edgeopt", "_EDGEOPT_COMPLETE").source())

@@ -36,6 +36,8 @@ def command(package: Path, as_json: bool) -> None:
         document,
         as_json,
         lambda console: console.print(
-            f"{manifest.title}: whole, {len(manifest.files)} files, sha256 {digest}", soft_wrap=True, highlight=False
+            f"{manifest.title}: whole, {len(manifest.files)} files, sha256 {digest}",
+            soft_wrap=True,
+            highlight=False,
         ),
     )

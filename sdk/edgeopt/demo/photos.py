@@ -18,7 +18,15 @@ from edgeopt_wire.errors import UnsupportedError
 
 SAMPLE = "imagenet1k-sample"
 CALIBRATE_EVERY = 4
-CALIBRATION_PHOTOS = ("astronaut", "chelsea", "coffee", "motorcycle_left", "motorcycle_right", "rocket", "retina")
+CALIBRATION_PHOTOS = (
+    "astronaut",
+    "chelsea",
+    "coffee",
+    "motorcycle_left",
+    "motorcycle_right",
+    "rocket",
+    "retina",
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,10 @@ def prepare(folder: Path) -> Photos:
 def _split(sample: Path, calibration: Path, evaluation: Path) -> Photos:
     with (sample / "labels.csv").open(encoding="utf-8", newline="") as file:
         rows = [(row["file"], row["class_index"]) for row in csv.DictReader(file)]
-    parts = {calibration: rows[::CALIBRATE_EVERY], evaluation: [r for i, r in enumerate(rows) if i % CALIBRATE_EVERY]}
+    parts = {
+        calibration: rows[::CALIBRATE_EVERY],
+        evaluation: [r for i, r in enumerate(rows) if i % CALIBRATE_EVERY],
+    }
     for folder, part in parts.items():
         _write(folder, [(sample / name, label) for name, label in part])
     n, m = len(parts[calibration]), len(parts[evaluation])
@@ -63,7 +74,9 @@ def _from_packages(calibration: Path, evaluation: Path) -> Photos:
         import skimage
         from PIL import Image
     except ImportError as error:
-        raise UnsupportedError("the demo needs photos: pip install 'edgeopt[demo]', or set EDGEOPT_DATA") from error
+        raise UnsupportedError(
+            "the demo needs photos: pip install 'edgeopt[demo]', or set EDGEOPT_DATA"
+        ) from error
     shipped = Path(skimage.__file__).parent / "data"
     for path in sorted(shipped.iterdir()):
         if path.stem in CALIBRATION_PHOTOS:
@@ -72,14 +85,16 @@ def _from_packages(calibration: Path, evaluation: Path) -> Photos:
     labelled = sorted((Path(foolbox.__file__).parent / "data").glob("imagenet_*_*.jpg"))
     _write(evaluation, [(path, path.stem.rpartition("_")[2]) for path in labelled])
     n = len(list(calibration.iterdir()))
-    return Photos(calibration, evaluation, f"{n} crops of shipped photos calibrate, {len(labelled)} labelled evaluate")
+    return Photos(
+        calibration, evaluation, f"{n} crops of shipped photos calibrate, {len(labelled)} labelled evaluate"
+    )
 
 
 def _cut(photo: object, folder: Path, name: str) -> None:
     """Save a photo whole and in four quarters: few photos, more textures."""
     from PIL import Image
 
-    assert isinstance(photo, Image.Image)  # noqa: S101 - for the type checker: PIL is imported late
+    assert isinstance(photo, Image.Image)
     w, h = photo.size
     boxes = [(0, 0, w, h), *((x, y, x + w // 2, y + h // 2) for x in (0, w // 2) for y in (0, h // 2))]
     for number, box in enumerate(boxes):

@@ -98,7 +98,9 @@ class Demo:
         if not keys.exists():
             self._edgeopt("keys", "create", str(keys))
         for package in packages:
-            self._edgeopt("publish", str(package), "--repository", str(self.folder / "repository"), "--keys", str(keys))
+            self._edgeopt(
+                "publish", str(package), "--repository", str(self.folder / "repository"), "--keys", str(keys)
+            )
 
     def _start_fleet(self) -> subprocess.Popen[bytes]:
         self._say("3. A fleet on this machine: embedded MQTT broker, control plane, page")
@@ -157,7 +159,16 @@ class Demo:
 
     def _print_gains(self, packages: Sequence[Path]) -> None:
         table = Table(title="What the builds measured on this machine", title_justify="left")
-        for heading in ("package for", "variant", "file MB", "top-1", "agreement", "SQNR dB", "p50 ms", "vs float"):
+        for heading in (
+            "package for",
+            "variant",
+            "file MB",
+            "top-1",
+            "agreement",
+            "SQNR dB",
+            "p50 ms",
+            "vs float",
+        ):
             table.add_column(heading, justify="left" if heading in ("package for", "variant") else "right")
         for package in packages:
             shown = self._json("inspect", str(package), "--json", quiet=True)
@@ -187,7 +198,9 @@ class Demo:
     def _print_answers(self, answers: Sequence[tuple[str, dict[str, Any]]]) -> None:
         for name, answer in answers:
             top = ", ".join(f"{entry['index']} ({entry['score']:.2f})" for entry in answer.get("top", [])[:3])
-            self.console.print(f"offline {name}: {answer.get('variant', '')} says classes {top}", highlight=False)
+            self.console.print(
+                f"offline {name}: {answer.get('variant', '')} says classes {top}", highlight=False
+            )
 
     def _end(self, *, keep: bool) -> None:
         self.console.print(

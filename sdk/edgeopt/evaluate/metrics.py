@@ -39,7 +39,9 @@ def compare(baseline: Outputs, candidate: Outputs) -> Quality:
         exact = reference.astype(np.float64)
         signal += float((exact**2).sum())
         noise += float(((exact - candidate.arrays[name].astype(np.float64)) ** 2).sum())
-    db = SQNR_CEILING_DB if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -SQNR_CEILING_DB
+    db = (
+        SQNR_CEILING_DB if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -SQNR_CEILING_DB
+    )
     first = next(iter(baseline.arrays))
     ours, theirs = baseline.arrays[first], candidate.arrays[first]
     found = Quality(samples=len(baseline), sqnr_db=round(min(db, SQNR_CEILING_DB), 1))

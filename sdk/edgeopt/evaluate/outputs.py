@@ -13,6 +13,7 @@ from edgeopt.evaluate.samples import Samples
 if TYPE_CHECKING:
     import numpy as np
 
+
 @dataclass(frozen=True)
 class Outputs:
     """What a model said: name -> (samples, ...) float32; `labels` is None where the data has none."""
@@ -37,7 +38,9 @@ class Outputs:
 
         with np.load(path, allow_pickle=False) as archive:
             arrays = {
-                name.removeprefix("output."): archive[name] for name in archive.files if name.startswith("output.")
+                name.removeprefix("output."): archive[name]
+                for name in archive.files
+                if name.startswith("output.")
             }
             return cls(arrays, archive["labels"] if "labels" in archive.files else None)
 

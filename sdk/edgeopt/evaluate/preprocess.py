@@ -38,7 +38,9 @@ class Preprocess:
         if self.resample not in RESAMPLES:
             raise RecipeError(seam.unknown("resample", self.resample, RESAMPLES))
         if not 0 < self.crop <= self.resize:
-            raise RecipeError(f"preprocess: expected 0 < crop <= resize, found crop {self.crop}, resize {self.resize}")
+            raise RecipeError(
+                f"preprocess: expected 0 < crop <= resize, found crop {self.crop}, resize {self.resize}"
+            )
         if len(self.mean) != 3 or len(self.std) != 3 or any(value <= 0 for value in self.std):
             raise RecipeError("preprocess: mean and std have three entries, std is positive")
 
@@ -88,7 +90,9 @@ class Preprocess:
         resized = upright.resize((size[0], size[1]), filters[self.resample])
         left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
         pixels = np.asarray(resized.crop((left, top, left + self.crop, top + self.crop)), np.float32)
-        values = (pixels * np.float32(self.scale) - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        values = (pixels * np.float32(self.scale) - np.asarray(self.mean, np.float32)) / np.asarray(
+            self.std, np.float32
+        )
         laid_out = values[None] if spec.layout == "NHWC" else values.transpose(2, 0, 1)[None]
         if laid_out.shape != spec.shape:
             raise RecipeError(

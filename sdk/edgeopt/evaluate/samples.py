@@ -115,7 +115,9 @@ def random_samples(inputs: tuple[TensorSpec, ...], count: int, *, seed: int) -> 
     for spec in inputs:
         shape = (count, *spec.shape[1:])
         is_float = np.dtype(spec.dtype).kind == "f"
-        arrays[spec.name] = (generator.standard_normal(shape) if is_float else np.zeros(shape)).astype(spec.dtype)
+        arrays[spec.name] = (generator.standard_normal(shape) if is_float else np.zeros(shape)).astype(
+            spec.dtype
+        )
     return _Arrays(arrays, None, f"random-{count}-{seed}")
 
 
@@ -124,7 +126,9 @@ def _open_folder(
 ) -> _Photos:
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         found = ", ".join(f"{spec.name} {spec.shape}" for spec in inputs)
-        raise RecipeError(f"a folder of images fits a model with one 4-axis input, this one has {found}; use an .npz file")
+        raise RecipeError(
+            f"a folder of images fits a model with one 4-axis input, this one has {found}; use an .npz file"
+        )
     spec = inputs[0]
     if preprocess is None:
         side = spec.shape[1] if spec.layout == "NHWC" else spec.shape[2]
@@ -181,7 +185,9 @@ def _flat(folder: Path) -> list[tuple[Path, int | None]]:
 
 def _images(folder: Path) -> list[Path]:
     return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
     )
 
 
@@ -196,7 +202,9 @@ def _open_npz(path: Path, inputs: tuple[TensorSpec, ...], limit: int | None, see
     except FileNotFoundError as error:
         raise RecipeError(f"the data {path} is not a file here; looked at {path.absolute()}") from error
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise RecipeError(f"cannot read {path}: {error}; save it with numpy.savez and plain arrays") from error
+        raise RecipeError(
+            f"cannot read {path}: {error}; save it with numpy.savez and plain arrays"
+        ) from error
     return _of_arrays(arrays, str(path), inputs, limit, seed)
 
 
@@ -207,7 +215,9 @@ def _open_factory(spec: str, inputs: tuple[TensorSpec, ...], limit: int | None, 
 
     made = call_factory(spec)
     if isinstance(made, Mapping):
-        return _of_arrays({str(key): np.asarray(value) for key, value in made.items()}, spec, inputs, limit, seed)
+        return _of_arrays(
+            {str(key): np.asarray(value) for key, value in made.items()}, spec, inputs, limit, seed
+        )
     if isinstance(made, np.ndarray):
         return _of_arrays({"x": made}, spec, inputs, limit, seed)
     try:
@@ -220,7 +230,9 @@ def _open_factory(spec: str, inputs: tuple[TensorSpec, ...], limit: int | None, 
     if not pairs:
         raise RecipeError(f"{spec}() returned no sample")
     rows = [dict(x) if isinstance(x, Mapping) else {inputs[0].name: x} for x, _ in pairs]
-    arrays = {name: np.concatenate([_batched(np.asarray(row[name]), inputs) for row in rows]) for name in rows[0]}
+    arrays = {
+        name: np.concatenate([_batched(np.asarray(row[name]), inputs) for row in rows]) for name in rows[0]
+    }
     if all(label is not None for _, label in pairs):
         arrays["y"] = np.asarray([int(label) for _, label in pairs])
     return _of_arrays(arrays, spec, inputs, limit, seed)
@@ -247,7 +259,9 @@ def _of_arrays(
     if labels is not None:
         counts["labels"] = len(labels)
     if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise RecipeError(f"{where}: expected as many samples in every array and at least one, found {counts}")
+        raise RecipeError(
+            f"{where}: expected as many samples in every array and at least one, found {counts}"
+        )
     order = _subset(list(range(next(iter(counts.values())))), limit, seed)
     digest = hashlib.sha256()
     for name in sorted(chosen):

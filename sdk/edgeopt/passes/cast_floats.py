@@ -44,7 +44,10 @@ def apply(model: Model, order: Order) -> Result:
             op_block_list=[name for name in order.exclude if name in types] or None,
             node_block_list=[name for name in order.exclude if name not in types] or None,
         )
-    return Result(replace(model, program=half), (f"{clipped} weights exceed float16 and were clipped",) if clipped else ())
+    return Result(
+        replace(model, program=half),
+        (f"{clipped} weights exceed float16 and were clipped",) if clipped else (),
+    )
 
 
 def _round_weights(program: Any) -> int:

@@ -40,7 +40,9 @@ def apply(model: Model, order: Order) -> Result:
     scheme = _checked(order)
     observe = _observer(model)
     outputs = frozenset(output.name for output in model.outputs)
-    ranges = find_ranges(observe, order.samples, order.calibration, keep_full=outputs, on_sample=order.on_sample)
+    ranges = find_ranges(
+        observe, order.samples, order.calibration, keep_full=outputs, on_sample=order.on_sample
+    )
     quantized = _quantize(model, scheme, ranges)
     inputs, outputs_now = _specs(quantized, model)
     return Result(replace(model, program=quantized, inputs=inputs, outputs=outputs_now))
@@ -48,13 +50,19 @@ def apply(model: Model, order: Order) -> Result:
 
 def _checked(order: Order) -> Scheme:
     if order.scheme is None:
-        raise RecipeError("quantize_litert needs a scheme; the device's profile names one for each int8 target")
+        raise RecipeError(
+            "quantize_litert needs a scheme; the device's profile names one for each int8 target"
+        )
     if order.exclude:
         raise RecipeError(
             f"quantize.exclude ({', '.join(order.exclude)}) names ONNX operators, and this device takes a LiteRT model "
             "whose operators have other names; remove it, or build for a device that runs ONNX"
         )
-    if (order.scheme.weight_dtype, order.scheme.activation_dtype, order.scheme.per_channel) != ("int8", "int8", True):
+    if (order.scheme.weight_dtype, order.scheme.activation_dtype, order.scheme.per_channel) != (
+        "int8",
+        "int8",
+        True,
+    ):
         raise UnsupportedError(
             "quantize_litert makes int8 weights per channel and int8 activations, the scheme asks for "
             f"{order.scheme.weight_dtype}/{order.scheme.activation_dtype}, per_channel={order.scheme.per_channel}"
@@ -139,9 +147,13 @@ def _specs(program: bytes, model: Model) -> tuple[tuple[TensorSpec, ...], tuple[
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=program, num_threads=1)
-    pairs = ((model.inputs, interpreter.get_input_details()), (model.outputs, interpreter.get_output_details()))
+    pairs = (
+        (model.inputs, interpreter.get_input_details()),
+        (model.outputs, interpreter.get_output_details()),
+    )
     inputs, outputs = (
-        tuple(_spec(spec, detail) for spec, detail in zip(specs, details, strict=True)) for specs, details in pairs
+        tuple(_spec(spec, detail) for spec, detail in zip(specs, details, strict=True))
+        for specs, details in pairs
     )
     return inputs, outputs
 

@@ -78,8 +78,14 @@ def apply(model: Model, order: Order) -> Result:
 
 def _checked(scheme: Scheme | None) -> Scheme:
     if scheme is None:
-        raise RecipeError("quantize_static needs a scheme; the device's profile names one for each int8 target")
-    if scheme.weight_dtype != "int8" or scheme.activation_dtype not in ("uint8", "int8") or scheme.io != "float32":
+        raise RecipeError(
+            "quantize_static needs a scheme; the device's profile names one for each int8 target"
+        )
+    if (
+        scheme.weight_dtype != "int8"
+        or scheme.activation_dtype not in ("uint8", "int8")
+        or scheme.io != "float32"
+    ):
         raise UnsupportedError(
             f"quantize_static makes int8 weights with uint8 or int8 activations and float32 inputs and outputs; "
             f"the scheme asks for {scheme.weight_dtype}/{scheme.activation_dtype}/{scheme.io}"

@@ -32,7 +32,11 @@ def render(report: BuildReport) -> str:
         f"<p class='soft'>for {escape(report.device_title)} ({escape(report.device)}), from {escape(report.source)}</p>",
         _steps(report),
         _notes(report),
-        _plot("Accuracy, latency, size", plots.accuracy_latency_size(report), "The area of a dot is the file's size."),
+        _plot(
+            "Accuracy, latency, size",
+            plots.accuracy_latency_size(report),
+            "The area of a dot is the file's size.",
+        ),
         _plot("Latency", plots.latency_bars(report), _conditions_line(report)),
         _section("Candidates", _candidates(report)),
         _section("What fell back to floats", _floats(report)),
@@ -59,7 +63,9 @@ def _steps(report: BuildReport) -> str:
     if best is not None and best.quality is not None:
         agreement = number(best.quality.agreement, "{:.3f}")
         cards.append(("3. Validate", f"agreement {agreement}", f"{best.id}, {best.quality.samples} samples"))
-        gain = f"{number(best.times_faster, '{:.2f}')}x faster, {number(best.times_smaller, '{:.2f}')}x smaller"
+        gain = (
+            f"{number(best.times_faster, '{:.2f}')}x faster, {number(best.times_smaller, '{:.2f}')}x smaller"
+        )
         cards.append(("4. Measure gains", gain, f"{best.id} against float in the same runtime"))
     else:
         cards.append(("3. Validate", "no candidate kept the budget", "see the table below"))
@@ -72,7 +78,11 @@ def _steps(report: BuildReport) -> str:
 
 def _best(report: BuildReport) -> Candidate | None:
     shipped = [c for c in report.candidates if c.shipped and c.measurement and c.measurement.timing]
-    return min(shipped, key=lambda c: c.measurement.timing.p50_ns if c.measurement and c.measurement.timing else 0, default=None)
+    return min(
+        shipped,
+        key=lambda c: c.measurement.timing.p50_ns if c.measurement and c.measurement.timing else 0,
+        default=None,
+    )
 
 
 def _headline(candidate: Candidate | None) -> str:
@@ -86,16 +96,28 @@ def _notes(report: BuildReport) -> str:
         note = "<p class='note no'>The budget was not met: no package was written.</p>"
     else:
         note = ""
-    return _section("Notes", note + "".join(f"<p class='note'>{escape(text)}</p>" for text in report.warnings))
+    return _section(
+        "Notes", note + "".join(f"<p class='note'>{escape(text)}</p>" for text in report.warnings)
+    )
 
 
 def _candidates(report: BuildReport) -> str:
-    heads = ("candidate", "MB", "top-1", "agreement", "SQNR dB", "p50 ms", "p90 ms", "x faster", "why shipped or not")
+    heads = (
+        "candidate",
+        "MB",
+        "top-1",
+        "agreement",
+        "SQNR dB",
+        "p50 ms",
+        "p90 ms",
+        "x faster",
+        "why shipped or not",
+    )
     rows = []
     for candidate in report.candidates:
         shown = cells(candidate)
         verdict = f"<span class='{'yes' if candidate.shipped else 'no'}'>{'shipped' if candidate.shipped else 'not shipped'}</span>"
-        middle = "".join(f"<td class='n'>{escape(cell)}</td>" for cell in shown[1:-1])
+        middle = "".join(f"<td class='n'>{escape(cell)}</td>" for cell in shown[1:])
         name = f"<td>{escape(shown[0])}</td>"
         kind = "shipped" if candidate.shipped else ""
         rows.append(f"<tr class='{kind}'>{name}{middle}<td>{verdict}: {escape(candidate.reason)}</td></tr>")
@@ -151,13 +173,18 @@ def _conditions(report: BuildReport) -> str:
                 "yes" if candidate.measurement.stable else "no",
             )
         )
-    return _table(("candidate", "runtime", "threads", "governor", "load", "n", "load ms", "first ms", "stable"), rows)
+    return _table(
+        ("candidate", "runtime", "threads", "governor", "load", "n", "load ms", "first ms", "stable"), rows
+    )
 
 
 def _provenance(report: BuildReport) -> str:
     given = report.provenance
     rows = [("source", given.source_sha256), ("recipe", given.recipe_sha256)]
-    rows += [("calibration", given.calibration_sha256 or "none"), ("evaluation", given.evaluation_sha256 or "none")]
+    rows += [
+        ("calibration", given.calibration_sha256 or "none"),
+        ("evaluation", given.evaluation_sha256 or "none"),
+    ]
     rows += [(name, version) for name, version in sorted(given.tools.items())]
     if report.package:
         rows.insert(0, (report.package, f"{report.package_sha256} ({report.package_bytes} bytes)"))
@@ -177,4 +204,8 @@ def _section(title: str, body: str) -> str:
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>" if body else "<p class='soft'>none</p>"
+    return (
+        f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
+        if body
+        else "<p class='soft'>none</p>"
+    )

@@ -23,7 +23,9 @@ PALETTE = {"int8": "#0f9d8a", "fp16": "#7a5cff", "fp32": "#e08a1e"}
 
 def accuracy_latency_size(report: BuildReport) -> str:
     """Agreement (or the metric) against p50; the area of a dot is the file's size. Empty if nothing was timed."""
-    points = [(c, *_timed(c)) for c in report.candidates if c.measurement and c.measurement.timing and c.quality]
+    points = [
+        (c, *_timed(c)) for c in report.candidates if c.measurement and c.measurement.timing and c.quality
+    ]
     if not points:
         return ""
     with _figure("accuracy", (7.2, 3.6)) as (axes, finish):
@@ -39,7 +41,9 @@ def accuracy_latency_size(report: BuildReport) -> str:
             axes.annotate(
                 candidate.id, (p50, value), textcoords="offset points", xytext=(8, 8), fontsize=7, color=INK
             )
-        metric = next((c.quality.metric for c, *_ in points if c.quality and c.quality.metric), "") or "agreement"
+        metric = (
+            next((c.quality.metric for c, *_ in points if c.quality and c.quality.metric), "") or "agreement"
+        )
         axes.set_xlabel("p50, ms")
         axes.set_ylabel(metric)
         axes.margins(0.18)
@@ -54,7 +58,13 @@ def latency_bars(report: BuildReport) -> str:
     with _figure("latency", (7.2, 0.7 + 0.34 * len(timed))) as (axes, finish):
         rows = range(len(timed))
         axes.barh(rows, [p90 for *_, p90 in timed], color="#8aa0b5", height=0.62, alpha=0.45, label="p90")
-        axes.barh(rows, [p50 for _, p50, _ in timed], color=[PALETTE[c.precision] for c, *_ in timed], height=0.36, label="p50")
+        axes.barh(
+            rows,
+            [p50 for _, p50, _ in timed],
+            color=[PALETTE[c.precision] for c, *_ in timed],
+            height=0.36,
+            label="p50",
+        )
         axes.set_yticks(rows, [c.id for c, *_ in timed], fontsize=8)
         axes.invert_yaxis()
         axes.set_xlabel("ms (wide: p90, narrow: p50)")
@@ -95,7 +105,9 @@ def _figure(name: str, size: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UnsupportedError("the report's plots need matplotlib: pip install 'edgeopt[onnx]'") from error
-    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}):
+    with mpl.rc_context(
+        {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+    ):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         figure.patch.set_alpha(0)

@@ -9,6 +9,8 @@ from rich.table import Table
 from edgeopt.report.document import BuildReport, Candidate
 
 FLOATS_SHOWN = 5
+FOR_COMPARISON = "for comparison only"
+"""How the reason of a float reference ends; a terminal does not repeat it."""
 
 
 def print_table(console: Console, report: BuildReport) -> None:
@@ -16,12 +18,28 @@ def print_table(console: Console, report: BuildReport) -> None:
     samples = next((c.quality.samples for c in report.candidates if c.quality), 0)
     title = f"{report.model} {report.version} for {report.device}: measured on {samples} samples"
     table = Table(title=title, title_justify="left")
-    for heading in ("candidate", "MB", "top-1", "agree", "SQNR dB", "p50 ms", "p90 ms", "x faster", "shipped"):
-        left = heading in ("candidate", "shipped")
-        table.add_column(heading, justify="left" if left else "right", overflow="fold" if left else "ellipsis")
+    for heading in (
+        "candidate",
+        "MB",
+        "top-1",
+        "agree",
+        "SQNR dB",
+        "p50 ms",
+        "p90 ms",
+        "x faster",
+        "shipped",
+    ):
+        table.add_column(
+            heading, justify="left" if heading in ("candidate", "shipped") else "right", no_wrap=True
+        )
     for candidate in report.candidates:
-        table.add_row(*cells(candidate), style="" if candidate.shipped else "dim")
+        table.add_row(
+            *cells(candidate), "yes" if candidate.shipped else "no", style="" if candidate.shipped else "dim"
+        )
     console.print(table)
+    for candidate in report.candidates:
+        if not candidate.shipped and not candidate.reason.endswith(FOR_COMPARISON):
+            console.print(f"[yellow]not shipped[/] {candidate.id}: {candidate.reason}", highlight=False)
     _print_floats(console, report)
     for warning in report.warnings:
         console.print(f"[yellow]note:[/] {warning}", highlight=False)
@@ -40,7 +58,6 @@ def cells(candidate: Candidate) -> list[str]:
         number(timing.p50_ns / 1e6 if timing else None, "{:.2f}"),
         number(timing.p90_ns / 1e6 if timing else None, "{:.2f}"),
         number(candidate.times_faster, "{:.2f}"),
-        ("yes: " if candidate.shipped else "no: ") + candidate.reason,
     ]
 
 

@@ -88,7 +88,9 @@ def _described(made: Any, spec: str, recipe: Recipe) -> TorchModel:
         examples = made[1] if isinstance(made[1], tuple) else (made[1],)
         return TorchModel(made[0], examples)
     if not isinstance(made, torch.nn.Module):
-        raise RecipeError(f"{spec}() must return a torch.nn.Module or an edgeopt.TorchModel, found {type(made).__name__}")
+        raise RecipeError(
+            f"{spec}() must return a torch.nn.Module or an edgeopt.TorchModel, found {type(made).__name__}"
+        )
     if not recipe.inputs:
         raise RecipeError(
             f"{spec}() returns a module alone, and nothing says its input shapes; return (module, example_inputs), "
