@@ -64,18 +64,19 @@ def shared_schemes(folder: Path = DATA) -> dict[str, Scheme]:
 def _document(profile_id: str, folder: Path) -> dict[str, Any]:
     own = _load(profile_id, folder)
     base: dict[str, Any] = {}
-    if "extends" in own:
-        base = _load(own["extends"], folder)
-    elif "default_module" in own:
-        base = _load(own["default_module"], folder)
+    taken_over = own.get("extends") or own.get("default_module")
+    if taken_over:
+        if taken_over not in ids(folder):
+            raise RecipeError(
+                f"{folder / profile_id}.toml: {seam.unknown('device', taken_over, ids(folder))}"
+            )
+        base = _load(taken_over, folder)
     merged = {key: value for key, value in base.items() if key not in _OWN} | own
     merged["sources"] = [*base.get("sources", ()), *own.get("sources", ())]
     return merged
 
 
 def _load(profile_id: str, folder: Path) -> dict[str, Any]:
-    if profile_id not in ids(folder):
-        raise RecipeError(seam.unknown("device", profile_id, ids(folder)))
     file = folder / f"{profile_id}.toml"
     document = _toml(file)
     _check(document, file)
@@ -106,14 +107,18 @@ def _validator(kind: Any) -> Any:
 
 
 def _schemes(document: Mapping[str, Any], folder: Path) -> dict[str, Scheme]:
-    """The schemes that the device's targets name; one that is missing is the profile's own error to tell."""
+    """The schemes that the device's targets name."""
     shared = shared_schemes(folder)
     own = {name: Scheme(**entry) for name, entry in document.get("schemes", {}).items()}
     twice = sorted(set(shared) & set(own))
     if twice:
         raise ValueError(f"scheme {twice[0]!r} is already in _schemes.toml; give yours another name")
-    used = {target["scheme"] for target in document["targets"] if "scheme" in target}
-    return {name: scheme for name, scheme in sorted({**shared, **own}.items()) if name in used}
+    known = {**shared, **own}
+    used = sorted({target["scheme"] for target in document["targets"] if "scheme" in target})
+    for name in used:
+        if name not in known:
+            raise ValueError(seam.unknown("scheme", name, known))
+    return {name: known[name] for name in used}
 
 
 def _profile(document: Mapping[str, Any], schemes: Mapping[str, Scheme]) -> DeviceProfile:

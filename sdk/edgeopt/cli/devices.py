@@ -121,8 +121,8 @@ def _print_profile(console: Console, profile: DeviceProfile) -> None:
 
 
 def _accelerator(entry: Accelerator) -> str:
-    memory = f"about {entry.on_chip_bytes / 1e6:g} MB on the chip" if entry.on_chip_bytes else ""
-    return ". ".join(part.rstrip(".") for part in (f"{entry.id}: {entry.title}", memory, entry.notes) if part)
+    memory = f", about {entry.on_chip_bytes / 1e6:g} MB on the chip" if entry.on_chip_bytes else ""
+    return f"{entry.id}: {entry.title}{memory}. {entry.notes}".strip()
 
 
 def _target(target: Target, *, with_threads: bool = True) -> str:
