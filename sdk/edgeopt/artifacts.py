@@ -10,17 +10,16 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.cache import Cache
-from edgeopt.calibrate import Calibration
 from edgeopt.passes import Order
 from edgeopt.plan import Artifact, Plan
-from edgeopt.progress import Progress
+from edgeopt.progress import Step
 from edgeopt.recipe import Recipe
-from edgeopt.sources import Source
+from edgeopt.sources import Source, file_digest
+from edgeopt.workbench import Workbench
 from edgeopt_converters import path as conversion
 from edgeopt_converters.model import Model
 from edgeopt_wire import __version__, seam
@@ -32,6 +31,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeopt.evaluate.samples import Samples
+
+MODEL_FILE = "model"
+"""What a stage's folder calls the bytes of its model."""
 
 TOOLS = (
     "torch",
@@ -117,13 +119,7 @@ def check_extras(plan: Plan, source: Source) -> None:
 
 
 def make_artifacts(
-    plan: Plan,
-    source: Source,
-    samples: Samples | None,
-    recipe: Recipe,
-    cache: Cache,
-    scratch: Path,
-    progress: Progress,
+    plan: Plan, source: Source, samples: Samples | None, recipe: Recipe, bench: Workbench
 ) -> dict[str, Made]:
     """Make every artifact of the plan: id -> made.
 
@@ -131,23 +127,25 @@ def make_artifacts(
         RecipeError: An int8 artifact is planned and there are no calibration samples.
         UnsupportedError: An operator of the model does not exist in a format.
     """
-    tools = tool_versions()
-    floats = {name: _lower(name, source, tools, cache, scratch, progress) for name in plan.formats}
+    for artifact in plan.artifacts:
+        if artifact.precision == "int8" and samples is None:
+            raise RecipeError(
+                f"{artifact.id} needs calibration data: give --calibration DATA (a folder of images, an .npz file or "
+                "module:factory), or ask for other precisions in the recipe"
+            )
+    floats = {name: _lower(name, source, bench) for name in plan.formats}
     made: dict[str, Made] = {}
     for artifact in plan.artifacts:
         base = floats[artifact.format]
-        if not artifact.pass_name:
-            made[artifact.id] = Made(artifact, base.file, base.description)
+        if artifact.pass_name:
+            order = _order(artifact, base, source, samples, recipe)
+            made[artifact.id] = _optimize(artifact, base, order, samples, bench)
         else:
-            made[artifact.id] = _optimize(
-                artifact, base, source, samples, recipe, tools, cache, scratch, progress
-            )
+            made[artifact.id] = Made(artifact, base.file, base.description)
     return made
 
 
-def _lower(
-    target: str, source: Source, tools: Mapping[str, str], cache: Cache, scratch: Path, progress: Progress
-) -> Made:
+def _lower(target: str, source: Source, bench: Workbench) -> Made:
     key = {
         "stage": "lower",
         "source": source.sha256,
@@ -155,66 +153,53 @@ def _lower(
         "to": target,
         "name": source.model.name,
         "inputs": to_json(source.model.inputs),
-        "tools": dict(tools),
     }
     artifact = Artifact(f"{target}-fp32", target, "fp32")
+    folder = bench.stage(
+        f"lower to {target}",
+        key,
+        lambda entry, _: _write(entry, conversion.convert(source.model, target), ()),
+        describe=lambda entry: f"{(entry / MODEL_FILE).stat().st_size / 1e6:.2f} MB",
+    )
+    return _read(folder, artifact)
 
-    def make(folder: Path) -> None:
-        _write(folder, conversion.convert(source.model, target), ())
 
-    with progress.stage(f"lower to {target}") as step:
-        folder, step.cached = cache.stage(key, make, scratch)
-        made = _read(folder, artifact)
-        step.detail = f"{made.size_bytes / 1e6:.2f} MB"
-    return made
+def _order(artifact: Artifact, base: Made, source: Source, samples: Samples | None, recipe: Recipe) -> Order:
+    if artifact.precision != "int8" or samples is None:
+        return Order(exclude=recipe.exclude)
+    return Order(
+        scheme=artifact.scheme,
+        calibration=recipe.calibration,
+        samples=_Adapted(samples, source.model.inputs, base.description.inputs),
+        exclude=recipe.exclude,
+    )
 
 
 def _optimize(
-    artifact: Artifact,
-    base: Made,
-    source: Source,
-    samples: Samples | None,
-    recipe: Recipe,
-    tools: Mapping[str, str],
-    cache: Cache,
-    scratch: Path,
-    progress: Progress,
+    artifact: Artifact, base: Made, order: Order, samples: Samples | None, bench: Workbench
 ) -> Made:
     module = seam.load("edgeopt.passes", artifact.pass_name)
-    calibrated = artifact.precision == "int8"
-    if calibrated and samples is None:
-        raise RecipeError(
-            f"{artifact.id} needs calibration data: give --calibration DATA (a folder of images, an .npz file or "
-            "module:factory), or ask for other precisions in the recipe"
-        )
+    is_calibrated = bool(order.samples)
     key = {
         "stage": artifact.pass_name,
-        "base": _digest(base),
-        "scheme": to_json(artifact.scheme),
-        "calibration": to_json(recipe.calibration) if calibrated else None,
-        "samples": samples.digest if calibrated and samples else None,
-        "exclude": list(recipe.exclude),
-        "tools": dict(tools),
+        "base": file_digest(base.file),
+        "scheme": to_json(order.scheme),
+        "calibration": to_json(order.calibration) if is_calibrated else None,
+        "samples": samples.digest if is_calibrated and samples else None,
+        "exclude": list(order.exclude),
     }
-    walks = 2 if recipe.calibration.method == "percentile" else 1
-    total = len(samples) * walks if calibrated and samples else None
-    with progress.stage(f"{artifact.pass_name} {artifact.id}", total) as step:
 
-        def make(folder: Path) -> None:
-            order = Order(
-                scheme=artifact.scheme,
-                calibration=recipe.calibration if calibrated else Calibration(),
-                samples=_Adapted(samples, source.model.inputs, base.description.inputs) if samples else (),
-                exclude=recipe.exclude,
-                on_sample=step.advance,
-            )
-            result = module.apply(base.model(), order)
-            _write(folder, result.model, result.notes)
+    def make(folder: Path, step: Step) -> None:
+        result = module.apply(base.model(), replace(order, on_sample=step.advance))
+        _write(folder, result.model, result.notes)
 
-        folder, step.cached = cache.stage(key, make, scratch)
-        made = _read(folder, artifact)
-        step.detail = f"{base.size_bytes / 1e6:.2f} -> {made.size_bytes / 1e6:.2f} MB"
-    return made
+    def describe(folder: Path) -> str:
+        return f"{base.size_bytes / 1e6:.2f} -> {(folder / MODEL_FILE).stat().st_size / 1e6:.2f} MB"
+
+    walks = 2 if order.calibration.method == "percentile" else 1
+    total = len(samples) * walks if is_calibrated and samples else None
+    folder = bench.stage(f"{artifact.pass_name} {artifact.id}", key, make, total=total, describe=describe)
+    return _read(folder, artifact)
 
 
 @dataclass(frozen=True)
@@ -225,17 +210,14 @@ class _Adapted:
     signature: tuple[TensorSpec, ...]
     inputs: tuple[TensorSpec, ...]
 
+    def __bool__(self) -> bool:
+        return True
+
     def __iter__(self) -> Iterator[Mapping[str, np.ndarray]]:
         from edgeopt_agent.tensors import to_variant
 
         for sample in self.samples:
             yield to_variant(self.signature, self.inputs, sample.inputs)
-
-
-def _digest(made: Made) -> str:
-    from edgeopt.sources import file_digest
-
-    return file_digest(made.file)
 
 
 def _write(folder: Path, model: Model, notes: tuple[str, ...]) -> None:
@@ -244,11 +226,11 @@ def _write(folder: Path, model: Model, notes: tuple[str, ...]) -> None:
         if isinstance(model.program, bytes)
         else model.program.SerializeToString(deterministic=True)
     )
-    (folder / "model").write_bytes(program)
+    (folder / MODEL_FILE).write_bytes(program)
     description = Description(model.format, model.name, model.inputs, model.outputs, notes)
     (folder / "description.json").write_bytes(to_bytes(description))
 
 
 def _read(folder: Path, artifact: Artifact) -> Made:
     description = from_bytes(Description, (folder / "description.json").read_bytes())
-    return Made(artifact, folder / "model", description)
+    return Made(artifact, folder / MODEL_FILE, description)

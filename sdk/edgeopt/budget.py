@@ -56,10 +56,10 @@ class Budget:
 
     def _latency_broken(self, measurement: Measurement | None, *, on_device: bool) -> list[str]:
         if not on_device:
-            return [
-                "--max-latency cannot be checked: this machine is not the device; "
-                "leave it out and let a rollout measure, or build for `host`"
-            ]
+            why = (
+                "this machine is not the device; leave it out and let a rollout measure, or build for `host`"
+            )
+            return [f"--max-latency cannot be checked: {why}"]
         if measurement is None or measurement.timing is None:
             return ["--max-latency cannot be checked: it could not be measured here"]
         if self.max_latency_ns is not None and measurement.timing.p90_ns > self.max_latency_ns:

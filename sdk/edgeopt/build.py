@@ -24,8 +24,10 @@ from edgeopt.package import GOLDEN_INPUTS, SUFFIX, file_entries, report_path, wr
 from edgeopt.plan import BASELINE, MIN_SQNR_DB, Candidate, Plan, make_plan
 from edgeopt.progress import Progress
 from edgeopt.recipe import Recipe
+from edgeopt.reporting import Work, build_report, choose, repeatable
 from edgeopt.sources import Source, load_source
 from edgeopt.validate import Validation, validate
+from edgeopt.workbench import Workbench
 from edgeopt_profiles.profile import load_profile
 from edgeopt_wire.document import canonical_bytes, to_bytes, to_json
 from edgeopt_wire.errors import EdgeoptError, RecipeError
@@ -95,9 +97,8 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
         with progress.stage("load") as step:
             loaded = _load(request, plan)
             step.detail = loaded.source.description
-        made = make_artifacts(
-            plan, loaded.source, loaded.calibration, request.recipe, cache, scratch, progress
-        )
+        bench = Workbench(cache, scratch, progress, tool_versions())
+        made = make_artifacts(plan, loaded.source, loaded.calibration, request.recipe, bench)
         stage = scratch / "stage"
         manifest = _stage(stage, plan, made, loaded, request)
         manifest = replace(manifest, files=file_entries(stage, _files(stage)))
@@ -105,17 +106,16 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
             stage,
             manifest,
             plan,
-            loaded.evaluation,
-            loaded.calibration,
-            request.budget.max_drop,
-            cache,
-            scratch,
-            progress,
+            samples=loaded.evaluation,
+            fallback=loaded.calibration,
+            max_drop=request.budget.max_drop,
+            bench=bench,
         )
         manifest = replace(manifest, variants=_with_quality(manifest.variants, plan, validation))
         measured = _measure(stage, manifest, plan, progress)
+        work = Work(request, plan, made, loaded.source, manifest, validation, measured)
         with progress.stage("package and report"):
-            return _finish(request, plan, made, loaded, stage, manifest, validation, measured, progress)
+            return _finish(work, stage, progress)
 
 
 def _load(request: BuildRequest, plan: Plan) -> _Loaded:
@@ -129,8 +129,8 @@ def _load(request: BuildRequest, plan: Plan) -> _Loaded:
     inputs = source.model.inputs
     calibration = evaluation = None
     if request.calibration:
-        limit = request.recipe.calibration.samples
-        calibration = load_samples(request.calibration, inputs, preprocess, limit=limit, seed=0)
+        wanted = request.recipe.calibration.samples
+        calibration = load_samples(request.calibration, inputs, preprocess, limit=wanted, seed=0)
     if request.evaluation:
         limit = request.evaluation_limit
         evaluation = load_samples(request.evaluation, inputs, preprocess, limit=limit, seed=1)
@@ -237,26 +237,14 @@ def _measure(stage: Path, manifest: Manifest, plan: Plan, progress: Progress) ->
         )
 
 
-def _finish(
-    request: BuildRequest,
-    plan: Plan,
-    made: Mapping[str, Made],
-    loaded: _Loaded,
-    stage: Path,
-    manifest: Manifest,
-    validation: Validation,
-    measured: Mapping[str, Measurement],
-    progress: Progress,
-) -> BuildOutcome:
+def _finish(work: Work, stage: Path, progress: Progress) -> BuildOutcome:
     from edgeopt.report import html
-    from edgeopt.reporting import build_report, choose
 
-    choices = choose(plan, made, manifest, measured, request.budget)
-    base = request.output / f"{manifest.name}-{manifest.version}-{plan.device.id}{SUFFIX}"
+    manifest, output = work.manifest, work.request.output
+    choices = choose(work)
+    base = output / f"{manifest.name}-{manifest.version}-{manifest.device}{SUFFIX}"
     shipped = tuple(variant for variant in manifest.variants if choices[variant.id].shipped)
-    report = build_report(
-        request, plan, made, loaded.source, manifest, validation, measured, choices, progress
-    )
+    report = build_report(work, choices, progress)
     package = None
     if shipped:
         package = base
@@ -274,8 +262,6 @@ def _finish(
 
 def _pack(target: Path, stage: Path, manifest: Manifest, report: BuildReport) -> BuildReport:
     """Pack the shipped variants with the report's repeatable part, and say in the report what was packed."""
-    from edgeopt.reporting import repeatable
-
     (stage / "report.json").write_bytes(to_bytes(repeatable(report)))
     wanted = {variant.file for variant in manifest.variants} | {"report.json"}
     golden = (GOLDEN_INPUTS, *(variant.golden for variant in manifest.variants))

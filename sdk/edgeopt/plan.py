@@ -83,14 +83,15 @@ def make_plan(profile: DeviceProfile, recipe: Recipe) -> Plan:
     """Decide what to build for a device.
 
     Every int8 or fp16 candidate gets a float reference in the same runtime with as many threads, so that its gain is
-    measured against the same thing in the same run.
+    measured against the same thing in the same run. Float files are shipped only where the recipe asks for fp32: they
+    are most of a package's bytes.
 
     Raises:
         RecipeError: The recipe asks for precisions that the profile does not list.
         UnsupportedError: The profile asks for a precision that no pass makes.
     """
     known = [*profile.targets, *_floats(profile)]
-    wanted = set(recipe.precisions) or {target.precision for target in profile.targets}
+    wanted = set(recipe.precisions) or {target.precision for target in profile.targets} - {"fp32"} or {"fp32"}
     targets = [target for target in known if target.precision in wanted]
     offered = sorted({target.precision for target in known})
     missing = sorted(set(recipe.precisions) - set(offered))

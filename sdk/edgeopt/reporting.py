@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeopt.artifacts import Made
-from edgeopt.budget import Budget
 from edgeopt.plan import BASELINE, Candidate, Plan
 from edgeopt.report import document
 from edgeopt.validate import Validation
+from edgeopt_wire.document import to_json
 from edgeopt_wire.manifest import Manifest
 from edgeopt_wire.measurement import Measurement
 
@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a build asked for, made and measured; everything that a report is written from."""
+
+    request: BuildRequest
+    plan: Plan
+    made: Mapping[str, Made]
+    source: Source
+    manifest: Manifest
+    validation: Validation
+    measured: Mapping[str, Measurement]
+
+
+@dataclass(frozen=True)
 class Choice:
     """Whether a candidate is shipped, and why."""
 
@@ -29,30 +42,14 @@ class Choice:
     reason: str
 
 
-def choose(
-    plan: Plan,
-    made: Mapping[str, Made],
-    manifest: Manifest,
-    measured: Mapping[str, Measurement],
-    budget: Budget,
-) -> dict[str, Choice]:
+def choose(work: Work) -> dict[str, Choice]:
     """Decide which candidates are shipped: those that run right here, or cannot run here, and keep the budget."""
-    return {
-        candidate.id: _choose(
-            candidate, plan, made[candidate.artifact], manifest, measured.get(candidate.id), budget
-        )
-        for candidate in plan.candidates
-    }
+    return {candidate.id: _choose(work, candidate) for candidate in work.plan.candidates}
 
 
-def _choose(
-    candidate: Candidate,
-    plan: Plan,
-    made: Made,
-    manifest: Manifest,
-    measurement: Measurement | None,
-    budget: Budget,
-) -> Choice:
+def _choose(work: Work, candidate: Candidate) -> Choice:
+    measurement = work.measured.get(candidate.id)
+    budget = work.request.budget
     if candidate.reference:
         return Choice(False, "measured for comparison only")
     if candidate.accelerator == "edgetpu":
@@ -66,10 +63,10 @@ def _choose(
     if measurement is not None and not measurement.golden_ok:
         return Choice(False, "gives other outputs in a process of its own than when it was validated")
     broken = budget.broken_by(
-        size_bytes=made.size_bytes,
-        quality=manifest.variant(candidate.id).quality,
+        size_bytes=work.made[candidate.artifact].size_bytes,
+        quality=work.manifest.variant(candidate.id).quality,
         measurement=measurement,
-        on_device=plan.device.id == "host",
+        on_device=work.plan.device.id == "host",
     )
     if broken:
         return Choice(False, "; ".join(broken))
@@ -80,23 +77,12 @@ def _choose(
     return Choice(True, "keeps the budget" if budget else "no budget was set")
 
 
-def build_report(
-    request: BuildRequest,
-    plan: Plan,
-    made: Mapping[str, Made],
-    source: Source,
-    manifest: Manifest,
-    validation: Validation,
-    measured: Mapping[str, Measurement],
-    choices: Mapping[str, Choice],
-    progress: Progress,
-) -> document.BuildReport:
-    """Put everything into one document, the nearest candidates first where nothing is shipped."""
-    placements = {name: _placement(entry) for name, entry in made.items()}
+def build_report(work: Work, choices: Mapping[str, Choice], progress: Progress) -> document.BuildReport:
+    """Put everything into one document."""
+    plan, manifest, validation, measured = work.plan, work.manifest, work.validation, work.measured
+    placements = {name: _placement(entry) for name, entry in work.made.items()}
     candidates = tuple(
-        _candidate(
-            candidate, plan, made, manifest, measured, choices[candidate.id], placements[candidate.artifact]
-        )
+        _candidate(work, candidate, choices[candidate.id], placements[candidate.artifact])
         for candidate in plan.candidates
     )
     warnings = list(validation.warnings)
@@ -109,14 +95,14 @@ def build_report(
     return document.BuildReport(
         model=manifest.name,
         version=manifest.version,
-        source=source.description,
+        source=work.source.description,
         device=plan.device.id,
         device_title=plan.device.title,
-        budget=_budget(request.budget),
+        budget=to_json(work.request.budget),
         stages=stages,
         baseline="onnxruntime-fp32-1t",
         candidates=candidates,
-        decisions=_decisions(plan, choices, validation, request),
+        decisions=_decisions(work, choices),
         provenance=manifest.provenance,
         warnings=tuple(dict.fromkeys(warnings)),
     )
@@ -131,14 +117,12 @@ def repeatable(report: document.BuildReport) -> document.BuildReport:
 
 
 def _candidate(
+    work: Work,
     candidate: Candidate,
-    plan: Plan,
-    made: Mapping[str, Made],
-    manifest: Manifest,
-    measured: Mapping[str, Measurement],
     choice: Choice,
     placement: tuple[int, tuple[document.FloatOperator, ...]],
 ) -> document.Candidate:
+    plan, made, manifest, measured = work.plan, work.made, work.manifest, work.measured
     artifact = plan.artifact(candidate.artifact)
     operators, floats = placement
     is_integer = artifact.precision == "int8"
@@ -186,17 +170,8 @@ def _placement(made: Made) -> tuple[int, tuple[document.FloatOperator, ...]]:
     return len(computing), floats
 
 
-def _budget(budget: Budget) -> dict[str, Any]:
-    return {
-        "max_drop": budget.max_drop,
-        "max_latency_ns": budget.max_latency_ns,
-        "max_size_bytes": budget.max_size_bytes,
-    }
-
-
-def _decisions(
-    plan: Plan, choices: Mapping[str, Choice], validation: Validation, request: BuildRequest
-) -> tuple[document.Decision, ...]:
+def _decisions(work: Work, choices: Mapping[str, Choice]) -> tuple[document.Decision, ...]:
+    plan = work.plan
     found = []
     for artifact in plan.artifacts:
         if artifact.scheme is not None:
@@ -210,7 +185,7 @@ def _decisions(
                     f"what the profile of {plan.device.id} says its runtime fuses",
                 )
             )
-            calibration = request.recipe.calibration
+            calibration = work.request.recipe.calibration
             how = (
                 f"percentile {calibration.percentile}"
                 if calibration.method == "percentile"
@@ -219,7 +194,7 @@ def _decisions(
             found.append(
                 document.Decision(artifact.id, f"ranges by {how}", "the recipe's calibration, or its default")
             )
-    for name, verdict in validation.verdicts.items():
+    for name, verdict in work.validation.verdicts.items():
         if plan.artifact(name).precision != "fp32":
             found.append(document.Decision(name, f"--max-drop: {verdict.answer}", verdict.sentence()))
     for candidate in plan.candidates:

@@ -15,10 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.artifacts import tool_versions
-from edgeopt.cache import Cache
 from edgeopt.plan import BASELINE, MIN_SQNR_DB, Artifact, Plan
-from edgeopt.progress import Progress
+from edgeopt.progress import Step
+from edgeopt.workbench import Workbench
 from edgeopt_wire.document import to_json
 from edgeopt_wire.errors import RuntimeFailure
 from edgeopt_wire.manifest import Manifest, Quality, Variant
@@ -35,6 +34,8 @@ RUNTIME_OF = {"onnx": "onnxruntime", "litert": "litert"}
 
 GOLDEN_SAMPLES = 2
 """Enough to notice a wrong kernel; each costs a device's disk one input in half precision."""
+
+OUTPUTS_FILE, GOLDEN_FOLDER = "outputs.npz", "golden"
 
 WITHOUT_EVALUATION = "no evaluation data: quality was measured on the calibration samples, which flatters"
 WITHOUT_DATA = "no data: quality was measured on random inputs, which says little about real ones"
@@ -53,12 +54,11 @@ def validate(
     stage: Path,
     manifest: Manifest,
     plan: Plan,
+    *,
     samples: Samples | None,
     fallback: Samples | None,
     max_drop: float | None,
-    cache: Cache,
-    scratch: Path,
-    progress: Progress,
+    bench: Workbench,
 ) -> Validation:
     """Write golden samples into `stage`, run every artifact over the data, compare with the baseline.
 
@@ -66,6 +66,7 @@ def validate(
         RuntimeFailure: A float artifact does not reproduce the baseline, or a runtime fails.
     """
     from edgeopt.evaluate.metrics import compare, judge_drop
+    from edgeopt.evaluate.outputs import Outputs
     from edgeopt.evaluate.samples import random_samples
 
     warnings: list[str] = []
@@ -76,7 +77,10 @@ def validate(
     _write_stack(stage / manifest.golden_inputs, manifest.signature_inputs, golden, half=True)
     found: dict[str, Outputs] = {}
     for artifact in plan.artifacts:
-        found[artifact.id] = _outputs(stage, manifest, artifact, samples, golden, cache, scratch, progress)
+        plain = _plain(manifest, artifact)
+        folder = _run(stage, plain, samples, golden, bench)
+        _copy_golden(folder / GOLDEN_FOLDER, stage / plain.variants[0].golden)
+        found[artifact.id] = Outputs.load(folder / OUTPUTS_FILE)
     baseline = found[BASELINE]
     quality = {name: compare(baseline, outputs) for name, outputs in found.items()}
     for artifact in plan.artifacts:
@@ -87,43 +91,35 @@ def validate(
     return Validation(quality, {name: v for name, v in verdicts.items() if v is not None}, tuple(warnings))
 
 
-def _outputs(
-    stage: Path,
-    manifest: Manifest,
-    artifact: Artifact,
-    samples: Samples,
-    golden: list[dict[str, np.ndarray]],
-    cache: Cache,
-    scratch: Path,
-    progress: Progress,
-) -> Outputs:
-    from edgeopt.evaluate.outputs import Outputs, collect
+def _run(
+    stage: Path, plain: Manifest, samples: Samples, golden: list[dict[str, np.ndarray]], bench: Workbench
+) -> Path:
+    """Run the one variant of `plain` over the samples and the golden inputs; return the folder of both outputs."""
+    from edgeopt.evaluate.outputs import collect
     from edgeopt_agent.model import open_model
 
-    plain = _plain(manifest, artifact)
     variant = plain.variants[0]
     key = {
         "stage": "outputs",
-        "artifact": manifest.file(artifact.file).sha256,
+        "artifact": plain.file(variant.file).sha256,
         "inputs": to_json(variant.inputs),
-        "signature": to_json(manifest.signature_inputs),
+        "signature": to_json(plain.signature_inputs),
         "samples": samples.digest,
-        "tools": tool_versions(),
     }
-    with progress.stage(f"validate {artifact.id}", len(samples)) as step:
 
-        def make(folder: Path) -> None:
-            with open_model(stage, plain, variant.id) as model:
-                collect(model.infer, samples, step.advance).save(folder / "outputs.npz")
-                outputs = [{n: a[0] for n, a in model.infer(inputs).items()} for inputs in golden]
-            _write_stack(folder / "golden", manifest.signature_outputs, outputs, half=False)
+    def make(folder: Path, step: Step) -> None:
+        with open_model(stage, plain, variant.id) as model:
+            collect(model.infer, samples, step.advance).save(folder / OUTPUTS_FILE)
+            outputs = [dict(model.infer(inputs)) for inputs in golden]
+        _write_stack(folder / GOLDEN_FOLDER, plain.signature_outputs, outputs, half=False)
 
-        folder, step.cached = cache.stage(key, make, scratch)
-        target = stage / variant.golden
-        target.mkdir(parents=True, exist_ok=True)
-        for file in (folder / "golden").iterdir():
-            (target / file.name).write_bytes(file.read_bytes())
-        return Outputs.load(folder / "outputs.npz")
+    return bench.stage(f"validate {Path(variant.file).stem}", key, make, total=len(samples))
+
+
+def _copy_golden(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
 
 
 def _plain(manifest: Manifest, artifact: Artifact) -> Manifest:

@@ -147,7 +147,7 @@ class Demo:
         self._say("5. The broker is gone; the devices answer all the same")
         _stop(fleet)
         self.running.remove(fleet)
-        photo = sorted(path for path in photos.evaluation.iterdir() if path.suffix == ".jpg")[0]
+        photo = min(path for path in photos.evaluation.iterdir() if path.suffix == ".jpg")
         answers = []
         for name in BOARDS:
             config = str(self.folder / "agents" / name / "agent.json")
@@ -186,7 +186,7 @@ class Demo:
         for heading in ("device", "stands in for", "variant", "p50 ms", "p90 ms", "p99 ms", "golden", "note"):
             table.add_column(heading, justify="right" if heading.endswith("ms") else "left")
         for row in rows["measurements"]:
-            found = row["measurement"] if "measurement" in row else row
+            found = row.get("measurement", row)
             timing = found["timing"] or {}
             table.add_row(
                 found["device_id"], found["conditions"]["stand_in_for"], found["variant"],

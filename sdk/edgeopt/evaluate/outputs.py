@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeopt.evaluate.samples import Samples
 
@@ -28,8 +28,10 @@ class Outputs:
         """Write to an .npz file."""
         import numpy as np
 
-        extra = {} if self.labels is None else {"labels": self.labels}
-        np.savez(path, **{f"output.{name}": array for name, array in self.arrays.items()}, **extra)
+        arrays: dict[str, Any] = {f"output.{name}": array for name, array in self.arrays.items()}
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        np.savez(path, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Outputs:

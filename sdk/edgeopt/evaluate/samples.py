@@ -41,7 +41,10 @@ class Sample:
 class Samples(Protocol):
     """A data set that can be walked over again and again."""
 
-    digest: str
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that is used, preprocessing included."""
+        ...
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Sample]: ...
@@ -234,7 +237,7 @@ def _open_factory(spec: str, inputs: tuple[TensorSpec, ...], limit: int | None, 
         name: np.concatenate([_batched(np.asarray(row[name]), inputs) for row in rows]) for name in rows[0]
     }
     if all(label is not None for _, label in pairs):
-        arrays["y"] = np.asarray([int(label) for _, label in pairs])
+        arrays["y"] = np.asarray([label for _, label in pairs], np.int64)
     return _of_arrays(arrays, spec, inputs, limit, seed)
 
 
@@ -245,7 +248,7 @@ def _batched(array: np.ndarray, inputs: tuple[TensorSpec, ...]) -> np.ndarray:
 def _of_arrays(
     arrays: Mapping[str, Any], where: str, inputs: tuple[TensorSpec, ...], limit: int | None, seed: int
 ) -> _Arrays:
-    labels = next((arrays[name] for name in ("y", "labels", "label") if name in arrays), None)
+    labels: Any = next((arrays[name] for name in ("y", "labels", "label") if name in arrays), None)
     chosen: dict[str, Any] = {}
     for spec in inputs:
         name = spec.name if spec.name in arrays else "x" if len(inputs) == 1 and "x" in arrays else ""

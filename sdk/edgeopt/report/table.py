@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -17,25 +18,12 @@ def print_table(console: Console, report: BuildReport) -> None:
     """Print candidates, fall-backs and warnings."""
     samples = next((c.quality.samples for c in report.candidates if c.quality), 0)
     title = f"{report.model} {report.version} for {report.device}: measured on {samples} samples"
-    table = Table(title=title, title_justify="left")
-    for heading in (
-        "candidate",
-        "MB",
-        "top-1",
-        "agree",
-        "SQNR dB",
-        "p50 ms",
-        "p90 ms",
-        "x faster",
-        "shipped",
-    ):
-        table.add_column(
-            heading, justify="left" if heading in ("candidate", "shipped") else "right", no_wrap=True
-        )
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    for heading in ("candidate", "MB", "top-1", "agree", "SQNR", "p50 ms", "p90 ms", "x float", ""):
+        table.add_column(heading, justify="left" if heading == "candidate" else "right", no_wrap=True)
     for candidate in report.candidates:
-        table.add_row(
-            *cells(candidate), "yes" if candidate.shipped else "no", style="" if candidate.shipped else "dim"
-        )
+        mark = "shipped" if candidate.shipped else ""
+        table.add_row(*cells(candidate), mark, style="" if candidate.shipped else "dim")
     console.print(table)
     for candidate in report.candidates:
         if not candidate.shipped and not candidate.reason.endswith(FOR_COMPARISON):

@@ -1,0 +1,65 @@
+# edgeopt: what a newcomer and CI type. `make help` lists the targets.
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+# A folder with real data sets, where there is one; tests and demo use it and do without it as well.
+ifeq ($(origin EDGEOPT_DATA),undefined)
+ifneq ($(wildcard ../shared/data),)
+export EDGEOPT_DATA := $(abspath ../shared/data)
+endif
+endif
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# torch first and alone: its CPU build is the only one that does not bring gigabytes of GPU libraries
+$(STAMP): pyproject.toml agent/pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "edgeopt needs Python 3.11 or newer, found $$($(PYTHON) --version); set PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "Python's venv module is missing: apt-get install python3-venv"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt -e agent -e '.[all,demo,dev]'
+	@touch $@
+
+.PHONY: install
+install: $(STAMP) ## make .venv with everything that is needed here
+
+.PHONY: demo
+demo: $(STAMP) ## the whole way on a real model, with three stand-in devices (KEEP=1 keeps the fleet running)
+	$(BIN)/edgeopt demo $(if $(KEEP),--keep)
+
+.PHONY: test
+test: $(STAMP) ## every test but the slow ones
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+.PHONY: test-all
+test-all: $(STAMP) ## every test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+.PHONY: bench
+bench: $(STAMP) ## our files beside the runtimes' own quantizers, in one run
+	$(BIN)/python tests/benchmarks/run.py
+
+.PHONY: check
+check: $(STAMP) ## linters, formatter, types, import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: clean
+clean: ## remove what these targets made
+	rm -rf $(VENV) .demo .bench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
