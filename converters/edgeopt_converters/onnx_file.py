@@ -34,6 +34,7 @@ def load_onnx(path: Path, *, name: str, inputs: Sequence[TensorSpec] = ()) -> Mo
         StoreError: The disk refused.
     """
     program = _read(path)
+    _check(program, path)
     _drop_weight_inputs(program.graph)
     _make_static(program, {spec.name: spec for spec in inputs}, path)
     program = _modern(program, path)
@@ -172,13 +173,13 @@ def _checked(program: Any, name: str, layouts: Mapping[str, str], path: Path) ->
     import onnx
 
     try:
-        onnx.checker.check_model(program)
         inferred = onnx.shape_inference.infer_shapes(program, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+    except (onnx.shape_inference.InferenceError, ValueError) as error:
         raise RecipeError(f"{path} is not a correct ONNX model: {error}") from error
     for value, known in zip(program.graph.output, inferred.graph.output, strict=True):
         value.CopyFrom(known)
     inputs, outputs = edges(program)
+    _check(program, path)
     return Model(
         format="onnx",
         program=program,
@@ -191,6 +192,15 @@ def _checked(program: Any, name: str, layouts: Mapping[str, str], path: Path) ->
         ),
         outputs=outputs,
     )
+
+
+def _check(program: Any, path: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(program)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise RecipeError(f"{path} is not a correct ONNX model: {error}") from error
 
 
 def _layout(graph: Any, spec: TensorSpec) -> str:

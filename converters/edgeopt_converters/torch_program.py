@@ -100,7 +100,8 @@ def with_static_shapes(program: Any) -> Any:
         with torch.no_grad():
             return torch.export.export(program.module(), arguments, keywords, strict=False)
     except Exception as error:  # a guard of the program, or its own operators, refuse batch 1
-        raise RecipeError(f"the program cannot run with batch 1: {error}. Export it with batch 1") from error
+        reason = f"{error}".partition("\n")[0]
+        raise RecipeError(f"the program cannot run with batch 1: {reason}. Export it with batch 1") from error
 
 
 def digest(program: Any) -> str:

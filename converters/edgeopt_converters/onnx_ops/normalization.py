@@ -35,18 +35,23 @@ def _group(call: Call) -> Tensor:
     return functional.group_norm(x, groups, scale, bias, call.get("epsilon", 1e-5))
 
 
-def _layer(call: Call) -> Tensor:
+def _layer(call: Call) -> Tensor | tuple[Tensor, ...]:
+    import torch
     from torch.nn import functional
 
-    if call.outputs > 1:
-        raise call.refuse("its mean or deviation is asked for as an output")
     x, scale, bias = call.tensor(0), call.tensor(1), call.optional(2)
-    axes = list(x.shape[call.get("axis", -1) % x.dim() :])
+    axes = list(range(call.get("axis", -1) % x.dim(), x.dim()))
+    shape = list(x.shape[axes[0] :])
     epsilon = call.get("epsilon", 1e-5)
-    if list(scale.shape) == axes and (bias is None or list(bias.shape) == axes):
-        return functional.layer_norm(x, axes, scale, bias, epsilon)
-    made = functional.layer_norm(x, axes, eps=epsilon) * scale
-    return made if bias is None else made + bias
+    if list(scale.shape) == shape and (bias is None or list(bias.shape) == shape):
+        made = functional.layer_norm(x, shape, scale, bias, epsilon)
+    else:
+        made = functional.layer_norm(x, shape, eps=epsilon) * scale
+        made = made if bias is None else made + bias
+    if call.outputs == 1:
+        return made
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    return made, mean, torch.rsqrt(variance + epsilon)
 
 
 def _rms(call: Call) -> Tensor:

@@ -4,7 +4,8 @@
 | ONNX mode and coordinates | PyTorch |
 |---|---|
 | nearest, asymmetric, floor | interpolate(mode="nearest") |
-| nearest, half_pixel, round_prefer_ceil or floor at whole factors | interpolate(mode="nearest-exact") |
+| nearest, half_pixel, round_prefer_ceil | interpolate(mode="nearest-exact") |
+| nearest, half_pixel, rounding either way, at whole factors | interpolate(mode="nearest") |
 | linear or cubic, half_pixel or pytorch_half_pixel | interpolate(mode="bilinear" or "bicubic") |
 | linear or cubic, align_corners | the same with align_corners=True |
 
@@ -31,7 +32,9 @@ def _resize(call: Call) -> Tensor:
     if factors is None:
         return functional.interpolate(x, size=spatial, mode=mode, align_corners=align)
     exact = [f * size == out for f, size, out in zip(factors[2:], x.shape[2:], spatial, strict=True)]
-    if all(exact) or align:
+    if align and not all(exact):
+        raise call.refuse("it aligns corners and its factors give no whole sizes; give its output size")
+    if all(exact):
         return functional.interpolate(x, size=spatial, mode=mode, align_corners=align)
     return functional.interpolate(
         x, scale_factor=factors[2:], mode=mode, align_corners=align, recompute_scale_factor=False
@@ -75,6 +78,8 @@ def _mode(call: Call, sizes: list[int], shape: list[int]) -> tuple[str, bool | N
             *(("half_pixel", how) for how in _WHOLE_FACTOR_ROUNDINGS),
         }:
             return "nearest", None
+        if (coordinates, rounding) == ("half_pixel", "round_prefer_ceil"):
+            return "nearest-exact", None
     interpolations = {"linear": _LINEAR.get(len(shape) - 2), "cubic": "bicubic" if len(shape) == 4 else None}
     found = interpolations.get(mode)
     if mode == "cubic" and call.get("cubic_coeff_a", -0.75) != -0.75:

@@ -160,9 +160,8 @@ def _depth_to_space(call: Call) -> Tensor:
 def _space_to_depth(call: Call) -> Tensor:
     x, block = call.tensor(0), call.get("blocksize", 1)
     batch, channels, height, width = x.shape
-    parts = x.reshape(batch, channels, height // block, block, width // block, block).permute(
-        0, 3, 5, 1, 2, 4
-    )
+    parts = x.reshape(batch, channels, height // block, block, width // block, block)
+    parts = parts.permute((0, 3, 5, 1, 2, 4) if call.get("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4))
     return parts.reshape(batch, channels * block**2, height // block, width // block)
 
 
