@@ -7,11 +7,13 @@ Rules:
 - After the first operator that is left out everything stays on the CPU, supported or not.
 
 Not checked, because operators do not show their attributes: dilations, fused activations, axes of a reduction or a
-padding, strides of a slice. The compiler may also leave large reshapes and resizes on the CPU.
+padding, strides of a slice. The compiler may also leave large reshapes and resizes on the CPU, and then all after them;
+with these in a model, the placement is the best case.
 
 Source: coral.ai/docs/edgetpu/models-intro (table of operations) and the older copy of that table in
 dgist-datalab/Datalab_Intern, Edge_TPU/convert_model_for_Edge_TPU.md. Operators that neither copy shows (TRANSPOSE,
 TRANSPOSE_CONV, SUM, RSQRT, SQUARED_DIFFERENCE) count as unsupported, although later compilers may take some of them.
+Compared with what the compiler mapped of six models of google-coral/test_data: five equal, one (with resizes) a best case.
 """
 
 from __future__ import annotations
@@ -26,46 +28,14 @@ CACHE_BYTES = 8_000_000
 """Parameters beyond about 8 MB are streamed from the host in every inference, at about 0.4 GB/s."""
 
 MAXIMUM_SOFTMAX = 16_000
-_MAPPED = frozenset(
-    [
-        "ADD",
-        "AVERAGE_POOL_2D",
-        "CONCATENATION",
-        "CONV_2D",
-        "DEPTHWISE_CONV_2D",
-        "EXPAND_DIMS",
-        "FULLY_CONNECTED",
-        "L2_NORMALIZATION",
-        "LOGISTIC",
-        "LSTM",
-        "MAXIMUM",
-        "MAX_POOL_2D",
-        "MEAN",
-        "MINIMUM",
-        "MUL",
-        "PACK",
-        "PAD",
-        "PRELU",
-        "QUANTIZE",
-        "REDUCE_MAX",
-        "REDUCE_MIN",
-        "RELU",
-        "RELU6",
-        "RELU_N1_TO_1",
-        "RESHAPE",
-        "RESIZE_BILINEAR",
-        "RESIZE_NEAREST_NEIGHBOR",
-        "SLICE",
-        "SOFTMAX",
-        "SPACE_TO_DEPTH",
-        "SPLIT",
-        "SQUEEZE",
-        "STRIDED_SLICE",
-        "SUB",
-        "TANH",
-    ]
-)
-_NOT_OVER_BATCH = frozenset(["MEAN", "REDUCE_MAX", "REDUCE_MIN", "PAD"])
+_MAPPED = frozenset({
+    "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "EXPAND_DIMS",
+    "FULLY_CONNECTED", "L2_NORMALIZATION", "LOGISTIC", "UNIDIRECTIONAL_SEQUENCE_LSTM", "MAXIMUM",
+    "MAX_POOL_2D", "MEAN", "MINIMUM", "MUL", "PACK", "PAD", "PRELU", "QUANTIZE", "REDUCE_MAX", "REDUCE_MIN",
+    "RELU", "RELU6", "RELU_N1_TO_1", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "SLICE",
+    "SOFTMAX", "SPACE_TO_DEPTH", "SPLIT", "SQUEEZE", "STRIDED_SLICE", "SUB", "TANH"
+})  # fmt: skip
+_NOT_OVER_BATCH = frozenset({"MEAN", "REDUCE_MAX", "REDUCE_MIN", "PAD"})
 _INTEGERS = ("int8", "uint8", "int16", "int32")
 
 
@@ -77,7 +47,7 @@ def place(operators: Sequence[Operator]) -> Placement:
     for operator in operators:
         if stopped_by:
             left.append(
-                LeftOut(operator.name, operator.type, f"it stands after {stopped_by}, where the mapping ends")
+                LeftOut(operator.name, operator.type, f"the mapping ends at a {stopped_by} before it")
             )
         elif operator.type == "QUANTIZE" and _is_float(operator.inputs) and not mapped:
             left.append(
@@ -85,7 +55,7 @@ def place(operators: Sequence[Operator]) -> Placement:
             )
         elif reason := _reason(operator):
             left.append(LeftOut(operator.name, operator.type, reason))
-            stopped_by = f"{operator.type} {operator.name!r}"
+            stopped_by = operator.type
         else:
             mapped.append(operator.name)
     return Placement(tuple(mapped), tuple(left))
