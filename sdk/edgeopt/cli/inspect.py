@@ -128,7 +128,7 @@ def _print(console: Console, document: dict[str, Any]) -> None:
         f"{document['package_bytes'] / 1e6:.2f} MB, sha256 {document['sha256'][:12]}",
         highlight=False,
     )
-    table = Table()
+    table = Table(box=None, padding=(0, 1), header_style="underline")
     for heading in ("variant", "MB", "x smaller", "metric", "agree", "SQNR dB", "p50 ms", "x faster"):
         table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
     for row in document["variants"]:

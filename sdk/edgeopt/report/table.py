@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +17,7 @@ def print_table(console: Console, report: BuildReport) -> None:
     """Print candidates, fall-backs and warnings."""
     samples = next((c.quality.samples for c in report.candidates if c.quality), 0)
     title = f"{report.model} {report.version} for {report.device}: measured on {samples} samples"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), header_style="underline")
     for heading in ("candidate", "MB", "top-1", "agree", "SQNR", "p50 ms", "p90 ms", "x float", ""):
         table.add_column(heading, justify="left" if heading == "candidate" else "right", no_wrap=True)
     for candidate in report.candidates:
