@@ -13,7 +13,7 @@ from edgeopt_converters import graph, path  # noqa: E402
 from edgeopt_converters.torch_program import digest, program_model  # noqa: E402
 
 MINIMUM_SQNR_DB = 90.0
-"""Float against float of other kernels: rounding only. Measured 120 to 140 dB; a wrong padding gives below 30."""
+"""Float against float of other kernels: rounding only. Measured 137 to 153 dB."""
 
 
 class SqueezeExcite(torch.nn.Module):
@@ -196,7 +196,6 @@ def test_digest_is_of_graph_and_weights(model):
     assert digest(exports[0]) != digest(exports[1])
 
 
-@pytest.mark.slow
 def test_efficientnet_lite0_computes_the_same_everywhere():
     pytest.importorskip("litert_torch")
     nets = pytest.importorskip("efficientnet_lite_pytorch")
