@@ -6,7 +6,7 @@ Rules:
 - What does not depend on the inputs is computed once, by ONNX's own reference implementation: shapes, axes, masks.
 - An operator without an exact form in PyTorch is refused with its name, its node and what to do.
 
-Why not onnx2torch? It needs torchvision, and keeps shapes as tensors, which cannot be exported again.
+Why not onnx2torch? It imports torchvision, which has no build for every PyTorch that we support.
 """
 
 from __future__ import annotations

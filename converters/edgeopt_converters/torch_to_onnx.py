@@ -3,8 +3,8 @@
 
 Rules:
 - The same program gives the same bytes: what the exporter writes about where the code stood is taken out.
-- Opset 18 and the file version that belongs to it, so that runtimes from 2023 on (ONNX Runtime 1.14, TensorRT 8.6)
-  can load the file; the exporter's newest opset buys no speed for what devices run.
+- Opset 18, the oldest that the exporter writes without converting back, and the file version that belongs to it, so
+  that ONNX Runtime from 1.14 on can load the file.
 - Tensors keep the names that the program gives them.
 """
 
