@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner
 
 ROLES = ("root", "targets", "snapshot", "timestamp", "director")
-PASSPHRASE_VARIABLE = "EDGEOPT_KEY_PASSPHRASE"
+PASSPHRASE_VARIABLE = "EDGEOPT_KEY_PASSPHRASE"  # noqa: S105 - the name of a variable
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 Ask = Callable[[str], str]

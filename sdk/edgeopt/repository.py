@@ -59,11 +59,11 @@ class Repository:
         Raises:
             StoreError: The disk refused.
         """
-        from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
+        from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp  # type: ignore[attr-defined]
 
         root = Metadata(Root(expires=self._expires("root"), consistent_snapshot=True))
         for role in LIFETIMES:
-            root.signed.add_key(self._signers[role].public_key, role)  # type: ignore[attr-defined]
+            root.signed.add_key(self._signers[role].public_key, role)
         targets = Metadata(Targets(expires=self._expires("targets")))
         snapshot = Metadata(Snapshot(expires=self._expires("snapshot")))
         timestamp = Metadata(Timestamp(expires=self._expires("timestamp")))
@@ -142,7 +142,7 @@ class Repository:
         self._write_role("timestamp", timestamp)
 
     def _add_target(self, targets: Any, path: str, content: bytes) -> None:
-        from tuf.api.metadata import TargetFile
+        from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]
 
         info = TargetFile.from_data(path, content, ["sha256"])
         _write(self._target_file(path, info.hashes["sha256"]), content)

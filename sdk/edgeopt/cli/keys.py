@@ -58,11 +58,5 @@ def ask_passphrase(path: str) -> str:
 
 def _emit(folder: Path, found: dict[str, str], as_json: bool) -> None:
     document = {"schema": "edgeopt.keys/1", "folder": str(folder), "keys": found}
-    emit(
-        document,
-        as_json,
-        lambda console: [  # type: ignore[arg-type, return-value]
-            console.print(f"{role:<10} {keyid}", soft_wrap=True, highlight=False)
-            for role, keyid in found.items()
-        ],
-    )
+    lines = "\n".join(f"{role:<10} {keyid}" for role, keyid in found.items())
+    emit(document, as_json, lambda console: console.print(lines, soft_wrap=True, highlight=False))

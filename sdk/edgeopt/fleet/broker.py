@@ -56,7 +56,9 @@ class EmbeddedBroker:
         try:
             from iotcore.broker import Broker, port_in_use
         except ImportError as error:
-            raise UnsupportedError("the embedded broker needs iotcore: pip install 'edgeopt[fleet]'") from error
+            raise UnsupportedError(
+                "the embedded broker needs iotcore: pip install 'edgeopt[fleet]'"
+            ) from error
         if port_in_use(self.port):
             raise TransportError(f"port {self.port} is taken; choose another with --mqtt-port")
         self._config.write_text(_CONFIG.format(port=self.port, payload=MAX_PAYLOAD_BYTES), encoding="utf-8")

@@ -147,7 +147,7 @@ def sqlite_url(folder: Path) -> str:
 def engine_of(sessions: sessionmaker[Session]) -> Engine:
     """The engine behind a session maker, to dispose of it."""
     engine = sessions.kw["bind"]
-    assert isinstance(engine, Engine)  # noqa: S101 - for the type checker; open_database bound it
+    assert isinstance(engine, Engine)
     return engine
 
 

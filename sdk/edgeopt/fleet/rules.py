@@ -90,7 +90,9 @@ def next_step(parts: Sequence[Part], *, now: datetime, deadline: timedelta, max_
     if not open_parts:
         return Step(timed_out=late, status="succeeded")
     wave = min(part.wave for part in open_parts)
-    offer = tuple(part.device for part in open_parts if part.wave == wave and now_is[part.device] == "pending")
+    offer = tuple(
+        part.device for part in open_parts if part.wave == wave and now_is[part.device] == "pending"
+    )
     return Step(offer=offer, timed_out=late)
 
 
@@ -101,12 +103,16 @@ def assign_waves(devices: Sequence[tuple[str, str]], percents: Sequence[int]) ->
         RecipeError: The percents do not rise to 100.
     """
     if not percents or list(percents) != sorted(set(percents)) or percents[-1] != 100 or percents[0] < 1:
-        raise RecipeError(f"waves are rising percents that end with 100, such as 10,50,100; found {list(percents)}")
+        raise RecipeError(
+            f"waves are rising percents that end with 100, such as 10,50,100; found {list(percents)}"
+        )
     found: dict[str, int] = {}
     for device_class in sorted({kind for _, kind in devices}):
         members = sorted(device for device, kind in devices if kind == device_class)
         for position, device in enumerate(members):
             found[device] = next(
-                wave for wave, percent in enumerate(percents) if position < max(wave + 1, -(-len(members) * percent // 100))
+                wave
+                for wave, percent in enumerate(percents)
+                if position < max(wave + 1, -(-len(members) * percent // 100))
             )
     return found

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the published repository offers, and its bytes for devices that ask: metadata pages and chunks of packages.
+
+Rules:
+- A name from a device is a relative path below `metadata/` or `targets/`, or it does not exist.
+- "There is none" is an answer of its own: a device that asks for the next root must not wait for a time-out.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeopt_wire.archive import safe_path
+from edgeopt_wire.document import from_bytes
+from edgeopt_wire.errors import DocumentError, RecipeError, StoreError
+from edgeopt_wire.index import PackageIndex
+from edgeopt_wire.messages import MAX_META_PAGE_BYTES, MetaReply, MetaRequest, Pull
+
+SERVED = ("metadata/", "targets/")
+MAX_CHUNKS_A_PULL = 256
+"""A device owns its window; a request for more than this is cut, and it asks again."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One published package: its target path and its index."""
+
+    target: str
+    index: PackageIndex
+
+    def fits(self, device_class: str) -> bool:
+        """Whether devices of this class may run it."""
+        return device_class == self.index.device or device_class in self.index.compatible.device_classes
+
+
+class Catalog:
+    """A view on a repository folder that another process may publish into at any time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def entries(self) -> list[Entry]:
+        """Every published package, in the order of target paths.
+
+        Raises:
+            StoreError: The repository cannot be read.
+        """
+        found = []
+        for path, info in sorted(self._targets().items()):
+            if path.startswith("models/"):
+                folder, _, name = path.rpartition("/")
+                file = self.folder / "targets" / folder / f"{info['hashes']['sha256']}.{name}"
+                try:
+                    found.append(Entry(path, from_bytes(PackageIndex, file.read_bytes())))
+                except OSError as error:
+                    raise StoreError(
+                        f"the repository lists {path}, and {file} cannot be read: {error}"
+                    ) from error
+        return found
+
+    def find(self, model: str, version: str) -> list[Entry]:
+        """The packages of one version of a model, one for each device class.
+
+        Raises:
+            RecipeError: There is none; the message lists what is published.
+        """
+        entries = self.entries()
+        found = [entry for entry in entries if (entry.index.name, entry.index.version) == (model, version)]
+        if not found:
+            known = sorted({f"{entry.index.name} {entry.index.version}" for entry in entries})
+            raise RecipeError(
+                f"{model} {version} is not published; published are: {', '.join(known) or 'none'}. "
+                "Publish it with `edgeopt publish`"
+            )
+        return found
+
+    def index_of_target(self, target: str) -> PackageIndex | None:
+        """The index at a target path, or None."""
+        return next((entry.index for entry in self.entries() if entry.target == target), None)
+
+    def answer(self, request: MetaRequest) -> MetaReply:
+        """A page of a metadata or target file, or an explicit "there is none"."""
+        nothing = MetaReply(request.id, found=False)
+        try:
+            name = safe_path(request.name)
+        except DocumentError:
+            return nothing
+        path = self.folder / name
+        if not name.startswith(SERVED) or not path.is_file() or request.offset < 0:
+            return nothing
+        with path.open("rb") as file:
+            total = path.stat().st_size
+            file.seek(request.offset)
+            page = file.read(MAX_META_PAGE_BYTES)
+        return MetaReply(request.id, True, request.offset, total, base64.b64encode(page).decode("ascii"))
+
+    def chunks(self, pull: Pull, index: PackageIndex) -> Iterator[tuple[int, bytes]]:
+        """The asked-for chunks of a package as (number, bytes), at most `MAX_CHUNKS_A_PULL`.
+
+        Raises:
+            StoreError: The blob cannot be read.
+        """
+        sent = 0
+        try:
+            with (self.folder / "blobs" / index.sha256).open("rb") as file:
+                for first, count in pull.runs:
+                    for number in range(first, min(first + count, len(index.chunks))):
+                        if sent == MAX_CHUNKS_A_PULL:
+                            return
+                        file.seek(number * index.chunk_bytes)
+                        yield number, file.read(index.chunk_length(number))
+                        sent += 1
+        except OSError as error:
+            raise StoreError(f"cannot read the package {index.sha256[:12]}: {error.strerror}") from error
+
+    def _targets(self) -> dict[str, Any]:
+        metadata = self.folder / "metadata"
+        try:
+            timestamp = json.loads((metadata / "timestamp.json").read_bytes())
+            snapshot_version = timestamp["signed"]["meta"]["snapshot.json"]["version"]
+            snapshot = json.loads((metadata / f"{snapshot_version}.snapshot.json").read_bytes())
+            version = snapshot["signed"]["meta"]["targets.json"]["version"]
+            targets = json.loads((metadata / f"{version}.targets.json").read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError) as error:
+            raise StoreError(f"the repository {self.folder} cannot be read: {error}") from error
+        found: dict[str, Any] = targets["signed"]["targets"]
+        return found

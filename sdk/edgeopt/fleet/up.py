@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`edgeopt fleet up`: broker, control plane and page in one process group, until it is told to stop."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edgeopt.fleet.broker import EmbeddedBroker, free_port
+from edgeopt.keys import Ask, load_signer
+from edgeopt.repository import Repository
+from edgeopt_wire.errors import RecipeError, StoreError, TransportError
+
+
+@dataclass(frozen=True)
+class FleetOptions:
+    """How to run a fleet. Without `broker` the embedded one is started on loopback."""
+
+    folder: Path
+    repository: Path
+    keys: Path
+    http_port: int = 8765
+    mqtt_port: int = 0
+    broker: str = ""
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+    database: str = ""
+    tenant: str = "default"
+
+
+def run_fleet(options: FleetOptions, *, ask: Ask | None, on_ready: Callable[[dict[str, Any]], None]) -> None:
+    """Run until SIGINT or SIGTERM; `on_ready` is told the addresses once everything listens.
+
+    Raises:
+        StoreError: The fleet's folder or a key cannot be used.
+        TransportError: No broker, or a port is taken.
+    """
+    import uvicorn
+
+    from edgeopt.fleet.app import make_app
+    from edgeopt.fleet.catalog import Catalog
+    from edgeopt.fleet.control import Control
+    from edgeopt.fleet.database import engine_of, open_database, sqlite_url
+    from edgeopt.fleet.queries import Queries
+    from edgeopt.fleet.worker import BrokerAddress, Worker
+
+    _check_port(options.http_port)
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write {options.folder}: {error.strerror}") from error
+    director = load_signer(options.keys, "director", ask)
+    _freshen(options, ask)
+    with ExitStack() as stack:
+        address = _address(options, stack, BrokerAddress)
+        sessions = open_database(options.database or sqlite_url(options.folder))
+        stack.callback(engine_of(sessions).dispose)
+        catalog = Catalog(options.repository)
+        control = Control(sessions, catalog, director, utc_now)
+        worker = Worker(control, address, options.tenant)
+        worker.start()
+        stack.callback(worker.stop)
+
+        def connection() -> dict[str, Any]:
+            root = Repository(options.repository, {}, utc_now()).trusted_root()
+            return {
+                "tenant": options.tenant,
+                "mqtt_host": address.host,
+                "mqtt_port": address.port,
+                "broker_connected": worker.is_connected,
+                "root": base64.b64encode(root).decode("ascii"),
+            }
+
+        app = make_app(control, Queries(sessions, catalog), connection)
+        config = uvicorn.Config(
+            app, host="127.0.0.1", port=options.http_port, log_level="warning", access_log=False
+        )
+        server = uvicorn.Server(config)
+        on_ready(
+            {"http": f"http://127.0.0.1:{options.http_port}", "mqtt": f"mqtt://{address.host}:{address.port}"}
+        )
+        server.run()
+
+
+def utc_now() -> datetime:
+    """This moment, whole seconds, UTC."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _address(options: FleetOptions, stack: ExitStack, make: Any) -> Any:
+    if not options.broker:
+        broker = EmbeddedBroker(options.folder, options.mqtt_port or free_port())
+        broker.start()
+        stack.callback(broker.stop)
+        return make("127.0.0.1", broker.port)
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(options.broker)
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
+        raise RecipeError(
+            f"--broker must look like mqtt://host:1883 or mqtts://host:8883, found {options.broker!r}"
+        )
+    if parts.scheme == "mqtts" and not options.ca:
+        raise RecipeError("mqtts needs --ca, the certificate of the authority that signed the broker's")
+    default = 8883 if parts.scheme == "mqtts" else 1883
+    ca = options.ca if parts.scheme == "mqtts" else ""
+    return make(parts.hostname, parts.port or default, ca, options.certificate, options.key)
+
+
+def _freshen(options: FleetOptions, ask: Ask | None) -> None:
+    """Sign the timestamp again if it ends soon and its keys are here; else the report is the device's refusal."""
+    from edgeopt.keys import key_path
+
+    if not all(key_path(options.keys, role).exists() for role in ("snapshot", "timestamp")):
+        return
+    signers = {role: load_signer(options.keys, role, ask) for role in ("snapshot", "timestamp")}
+    repository = Repository(options.repository, signers, utc_now())
+    if repository.exists:
+        repository.freshen()
+
+
+def _check_port(port: int) -> None:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise TransportError(
+                f"port {port} is taken ({error.strerror}); choose another with --http-port"
+            ) from error
