@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from edgeopt.artifacts import make_artifacts
+from edgeopt.artifacts import make_artifacts, tool_versions
 from edgeopt.cache import Cache
 from edgeopt.calibrate import Calibration
 from edgeopt.demo.model import PREPROCESS, efficientnet_lite0
@@ -33,6 +33,7 @@ from edgeopt.plan import make_plan
 from edgeopt.progress import Progress
 from edgeopt.recipe import Recipe
 from edgeopt.sources.torch_factory import export
+from edgeopt.workbench import Workbench
 from edgeopt_profiles.profile import load_profile
 from edgeopt_wire.measurement import nearest_rank
 
@@ -73,7 +74,9 @@ def main() -> None:
         photos = prepare(folder / "photos")
         files = _files(folder, photos.calibration)
         runs = {label: _runner(path) for label, (path, _) in files.items()}
-        rows = {label: Row(label, _runtime(path), path.stat().st_size, s) for label, (path, s) in files.items()}
+        rows = {
+            label: Row(label, _runtime(path), path.stat().st_size, s) for label, (path, s) in files.items()
+        }
         samples = load_samples(str(photos.evaluation), _inputs(), _preprocess(), limit=args.limit, seed=1)
         _compare(rows, runs, samples)
         _time(rows, runs, next(iter(samples)))
@@ -97,7 +100,8 @@ def _files(folder: Path, calibration: Path) -> dict[str, tuple[Path, float]]:
     samples = load_samples(str(calibration), source.model.inputs, _preprocess(), limit=128, seed=0)
     plan = make_plan(load_profile("host"), Recipe(calibration=Calibration()))
     progress = Progress()
-    made = make_artifacts(plan, source, samples, Recipe(), Cache(None), folder / "ours", progress)
+    bench = Workbench(Cache(None), folder / "ours", progress, tool_versions())
+    made = make_artifacts(plan, source, samples, Recipe(), bench)
     seconds = {entry.name.split()[-1]: entry.seconds for entry in progress.finished}
     found: dict[str, tuple[Path, float]] = {}
     for artifact, label in (("onnx-fp32", "float, ONNX Runtime"), ("litert-fp32", "float, LiteRT")):
@@ -105,7 +109,10 @@ def _files(folder: Path, calibration: Path) -> dict[str, tuple[Path, float]]:
     for artifact_id, entry in made.items():
         if entry.artifact.precision == "int8":
             label = f"edgeopt, {'ONNX Runtime' if entry.artifact.format == 'onnx' else 'LiteRT'}"
-            found[label] = (_copy(entry.file, folder / f"{artifact_id}{_suffix(artifact_id)}"), seconds[artifact_id])
+            found[label] = (
+                _copy(entry.file, folder / f"{artifact_id}{_suffix(artifact_id)}"),
+                seconds[artifact_id],
+            )
     onnx_file, litert_file = found["float, ONNX Runtime"][0], found["float, LiteRT"][0]
     name = source.model.inputs[0].name
     arrays = [np.ascontiguousarray(sample.inputs[name]) for sample in samples]
@@ -243,7 +250,11 @@ def _time(rows: dict[str, Row], runs: dict[str, Run], sample: Any) -> None:
     for label, found in times.items():
         found.sort()
         row = rows[label]
-        row.min_ms, row.p50_ms, row.p90_ms = found[0] / 1e6, nearest_rank(found, 50) / 1e6, nearest_rank(found, 90) / 1e6
+        row.min_ms, row.p50_ms, row.p90_ms = (
+            found[0] / 1e6,
+            nearest_rank(found, 50) / 1e6,
+            nearest_rank(found, 90) / 1e6,
+        )
     peers = {"onnxruntime": "onnxruntime's quantizer", "litert": "ai-edge-quantizer"}
     floats = {"onnxruntime": "float, ONNX Runtime", "litert": "float, LiteRT"}
     for row in rows.values():
@@ -264,8 +275,22 @@ def _document(rows: dict[str, Row], photos: str) -> dict[str, Any]:
 
 
 def _print(rows: dict[str, Row], document: dict[str, Any]) -> None:
-    table = Table(title=f"{document['model']}: {document['conditions']}; {document['photos']}", title_justify="left")
-    headings = ("file", "MB", "made in s", "top-1", "agreement", "SQNR dB", "min ms", "p50 ms", "p90 ms", "x float", "/ peer")
+    table = Table(
+        title=f"{document['model']}: {document['conditions']}; {document['photos']}", title_justify="left"
+    )
+    headings = (
+        "file",
+        "MB",
+        "made in s",
+        "top-1",
+        "agreement",
+        "SQNR dB",
+        "min ms",
+        "p50 ms",
+        "p90 ms",
+        "x float",
+        "/ peer",
+    )
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "file" else "right")
     for row in rows.values():
@@ -275,7 +300,9 @@ def _print(rows: dict[str, Row], document: dict[str, Any]) -> None:
             f"{row.against_float:.2f}", "-" if row.against_peer is None else f"{row.against_peer:.3f}",
         )  # fmt: skip
     Console(width=140).print(table)
-    Console(width=140).print(f"[dim]{document['machine']}. Photos are probably training images: compare, do not quote top-1.[/]")
+    Console(width=140).print(
+        f"[dim]{document['machine']}. Photos are probably training images: compare, do not quote top-1.[/]"
+    )
 
 
 if __name__ == "__main__":

@@ -50,10 +50,15 @@ def test_every_broken_limit_is_said() -> None:
     budget = Budget(max_drop=0.01, max_latency_ns=1, max_size_bytes=10)
     quality = Quality(100, agreement=0.9)
     reasons = budget.broken_by(size_bytes=11, quality=quality, measurement=None, on_device=True)
-    assert [any(word in reason for reason in reasons) for word in ("--max-size", "10.00 points", "could not be measured")]
+    assert [
+        any(word in reason for reason in reasons)
+        for word in ("--max-size", "10.00 points", "could not be measured")
+    ]
     assert len(reasons) == 3
 
 
 def test_a_latency_of_another_machine_proves_nothing() -> None:
-    reasons = Budget(max_latency_ns=10**9).broken_by(size_bytes=1, quality=None, measurement=None, on_device=False)
+    reasons = Budget(max_latency_ns=10**9).broken_by(
+        size_bytes=1, quality=None, measurement=None, on_device=False
+    )
     assert "not the device" in reasons[0]

@@ -47,7 +47,7 @@ def test_outputs_keep_their_full_range() -> None:
 
 
 def test_nan_is_refused_with_the_tensor_and_the_sample() -> None:
-    with pytest.raises(RecipeError, match="sample 1 .*'x'"):
+    with pytest.raises(RecipeError, match=r"sample 1 .*'x'"):
         find_ranges(_echo, _samples([1.0], [float("nan")]), Calibration("minmax"))
 
 

@@ -40,7 +40,12 @@ layout = "NCHW"
 """,
         )
     )
-    assert (recipe.name, recipe.version, recipe.precisions, recipe.exclude) == ("net", "3", ("int8",), ("Softmax",))
+    assert (recipe.name, recipe.version, recipe.precisions, recipe.exclude) == (
+        "net",
+        "3",
+        ("int8",),
+        ("Softmax",),
+    )
     assert recipe.calibration.samples == 16
     assert recipe.inputs == (TensorSpec("x", (1, 3, 8, 8), "float32", "NCHW"),)
     assert recipe.labels == str(tmp_path / "labels.txt")

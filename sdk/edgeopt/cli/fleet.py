@@ -82,15 +82,7 @@ def up(as_json: bool, **options: Any) -> None:
 )
 @fleet_option
 @json_option
-def add_device(
-    device: str,
-    device_class: str,
-    stand_in: bool,
-    output: Path,
-    state_dir: Path | None,
-    url: str,
-    as_json: bool,
-) -> None:
+def add_device(device: str, output: Path, url: str, as_json: bool, **named: Any) -> None:
     """Enrol DEVICE and write the configuration of its agent, with the root of trust beside it."""
     from edgeopt_profiles.profile import load_profile
     from edgeopt_wire.errors import StoreError

@@ -81,11 +81,8 @@ def watch(rollout: int, url: str, as_json: bool) -> None:
 def list_rollouts(url: str, as_json: bool) -> None:
     """List rollouts, the newest first."""
     document = call(url, "GET", "rollouts")
-    emit(
-        document,
-        as_json,
-        lambda console: [console.print(_table(row)) for row in document["rollouts"]] and None,
-    )
+    tables = [_table(row) for row in document["rollouts"]]
+    emit(document, as_json, lambda console: console.print(*tables, sep="\n"))
 
 
 @command.command("show")
