@@ -78,6 +78,7 @@ class Kind(enum.Enum):
     DESIRED = "desired"  # the control plane wants `desired` (None: not this model any more)
     STARTED = "started"  # the agent started, after a power cut perhaps
     DONE = "done"  # the effect in hand succeeded; `installed` says what it found
+    LOST = "lost"  # what arrived is damaged on the disk; it is fetched again
     AWAY = "away"  # the transport or the disk is in the way; try again later
     REFUSED = "refused"  # the candidate is bad: it lies, does not fit, or fails its probe
 
@@ -126,7 +127,9 @@ def _desire(state: State, event: Event) -> Outcome:
     if wanted == state.desired and state.phase is not Phase.FAILED:
         return state, ()
     if wanted is None:
-        gone = replace(state, phase=Phase.IDLE, desired=None, candidate=None, active=None, previous=None, error="")
+        gone = replace(
+            state, phase=Phase.IDLE, desired=None, candidate=None, active=None, previous=None, error=""
+        )
         return gone, (Effect.SAVE, Effect.REMOVE, Effect.REPORT, Effect.CLEAN)
     if state.active is not None and state.active.version == wanted.version:
         kept = replace(state, phase=Phase.IDLE, desired=wanted, candidate=None, attempts=0, error="")
@@ -157,7 +160,13 @@ def _advance(state: State, event: Event) -> Outcome:
 def _commit(state: State, event: Event) -> Outcome:
     chosen = event.installed or state.candidate
     done = replace(
-        state, phase=Phase.COMMITTED, active=chosen, previous=state.active, candidate=None, attempts=0, error=""
+        state,
+        phase=Phase.COMMITTED,
+        active=chosen,
+        previous=state.active,
+        candidate=None,
+        attempts=0,
+        error="",
     )
     return done, (Effect.SAVE, Effect.REPORT, Effect.CLEAN)
 
@@ -165,6 +174,13 @@ def _commit(state: State, event: Event) -> Outcome:
 def _wait(state: State, event: Event) -> Outcome:
     waiting = replace(state, error=event.error)
     return waiting, (Effect.SAVE, Effect.REPORT) if waiting != state else ()
+
+
+def _fetch_again(state: State, event: Event) -> Outcome:
+    if state.attempts >= MAX_ATTEMPTS:
+        return _fail(state, event.error)
+    again = replace(state, phase=Phase.RESOLVING, attempts=state.attempts + 1, error=event.error)
+    return again, (Effect.SAVE, Effect.REPORT, Effect.RESOLVE)
 
 
 def _refuse(state: State, event: Event) -> Outcome:
@@ -194,6 +210,7 @@ TRANSITIONS: tuple[tuple[frozenset[Phase] | None, Kind, Callable[[State, Event],
     (None, Kind.STARTED, _resume),
     (_BEFORE_TRIAL, Kind.DONE, _advance),
     (frozenset({Phase.TRIAL}), Kind.DONE, _commit),
+    (frozenset({Phase.VERIFYING}), Kind.LOST, _fetch_again),
     (_WORKING, Kind.AWAY, _wait),
     (_BEFORE_TRIAL, Kind.REFUSED, _refuse),
     (frozenset({Phase.TRIAL}), Kind.REFUSED, _roll_back),

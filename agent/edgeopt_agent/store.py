@@ -112,13 +112,21 @@ class Store:
         package = self.folder / "incoming" / index.sha256
         if _file_digest(package) != index.sha256:
             self.incoming(index).discard()
-            raise TrustError(f"{index.name} {index.version}: the package on disk is not what was signed; fetched again")
+            raise TrustError(
+                f"{index.name} {index.version}: the package on disk is not what was signed; fetched again"
+            )
         target = self.slot(index.name, slot)
         self._empty_slot(target)
         with PackageReader(package) as reader:
             manifest = reader.manifest
-            if (manifest.name, manifest.version, manifest.device) != (index.name, index.version, index.device):
-                raise TrustError(f"the index promises {index.name} {index.version}, the package is {manifest.title}")
+            if (manifest.name, manifest.version, manifest.device) != (
+                index.name,
+                index.version,
+                index.device,
+            ):
+                raise TrustError(
+                    f"the index promises {index.name} {index.version}, the package is {manifest.title}"
+                )
             reader.extract(target)
         _sync_tree(target)
         write_durably(target / ".whole", index.sha256.encode("ascii"))
@@ -173,8 +181,7 @@ class Store:
             path = self._record(model, number)
             try:
                 raw = parse_json(path.read_bytes(), path.name)
-                if raw["sha256"] != _checksum(raw["generation"], raw["state"]):
-                    raise DocumentError("its checksum does not match")
+                _check_record(raw)
                 found.append((int(raw["generation"]), from_json(State, raw["state"])))
             except FileNotFoundError:
                 continue
@@ -228,7 +235,9 @@ class Incoming:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise disk_error(f"cannot take {need / 1e6:.1f} MB of disk for {self.index.name}", error) from error
+            raise disk_error(
+                f"cannot take {need / 1e6:.1f} MB of disk for {self.index.name}", error
+            ) from error
 
     def put(self, number: int, chunk: bytes) -> bool:
         """Keep a chunk if it is what was signed; say whether it is.
@@ -279,6 +288,11 @@ class Incoming:
         except (OSError, ValueError, TypeError, IndexError):
             return [False] * len(self.index.chunks)
         return there
+
+
+def _check_record(raw: dict[str, Any]) -> None:
+    if raw["sha256"] != _checksum(raw["generation"], raw["state"]):
+        raise DocumentError("its checksum does not match")
 
 
 def _checksum(generation: int, body: Any) -> str:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a photo becomes a model's input; written into the package, so that a device does the same.
-
-Order: upright (EXIF), RGB, resize the shorter side, crop the centre, scale, subtract mean, divide by std, lay out.
-"""
+"""How a photo becomes a model's input: checked keys for `edgeopt_agent.images`, which host and device share."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeopt_agent.images import RESAMPLES, load_photo
 from edgeopt_wire import seam
 from edgeopt_wire.document import from_json, to_json
 from edgeopt_wire.errors import DocumentError, RecipeError
@@ -19,8 +17,6 @@ from edgeopt_wire.tensor import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
-
-RESAMPLES = ("bicubic", "bilinear", "nearest")
 
 
 @dataclass(frozen=True)
@@ -72,31 +68,4 @@ class Preprocess:
         Raises:
             RecipeError: It is no image that Pillow reads, or the result does not fit `spec`.
         """
-        import numpy as np
-        from PIL import Image, ImageOps, UnidentifiedImageError
-
-        filters = {
-            "bicubic": Image.Resampling.BICUBIC,
-            "bilinear": Image.Resampling.BILINEAR,
-            "nearest": Image.Resampling.NEAREST,
-        }
-        try:
-            with Image.open(path) as opened:
-                upright = ImageOps.exif_transpose(opened).convert("RGB")
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            raise RecipeError(f"cannot read the image {path}: {error}") from error
-        factor = self.resize / min(upright.size)
-        size = tuple(max(self.crop, round(side * factor)) for side in upright.size)
-        resized = upright.resize((size[0], size[1]), filters[self.resample])
-        left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
-        pixels = np.asarray(resized.crop((left, top, left + self.crop, top + self.crop)), np.float32)
-        values = (pixels * np.float32(self.scale) - np.asarray(self.mean, np.float32)) / np.asarray(
-            self.std, np.float32
-        )
-        laid_out = values[None] if spec.layout == "NHWC" else values.transpose(2, 0, 1)[None]
-        if laid_out.shape != spec.shape:
-            raise RecipeError(
-                f"preprocess gives {laid_out.shape} for {path.name}, the input {spec.name!r} is {spec.shape} "
-                f"({spec.layout or 'no layout'}); set crop (now {self.crop}) to the model's image size"
-            )
-        return np.ascontiguousarray(laid_out.astype(spec.dtype))
+        return load_photo(path, self.as_mapping(), spec)

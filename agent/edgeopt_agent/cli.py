@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`edgeopt-agent`: run | status | infer | install. Exit codes: 0 done, 1 failed, 2 usage."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgeopt_wire import __version__
+from edgeopt_wire.errors import EdgeoptError, RecipeError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.DEBUG
+        if options.verbose
+        else logging.INFO
+        if options.command == "run"
+        else logging.WARNING,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    try:
+        code = options.act(options)
+    except EdgeoptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2 if isinstance(error, RecipeError) else 1
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edgeopt-agent",
+        description="Pulls signed models, verifies, measures and serves them on this device.",
+    )
+    parser.add_argument("--version", action="version", version=f"edgeopt-agent {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = _command(commands, "run", _run, "run the agent until SIGTERM")
+    run.add_argument("--once", action="store_true", help="stop when nothing is left to do")
+    status = _command(
+        commands, "status", _status, "show what this device runs and how far an installation is"
+    )
+    status.add_argument("--json", action="store_true", help="one JSON object")
+    infer = _command(commands, "infer", _infer, "run the active model on one input, with no network")
+    infer.add_argument("data", type=Path, help="an image, .npy, .npz, or a request as .json")
+    infer.add_argument("--model", default="", help="which model, where several are active")
+    infer.add_argument("--json", action="store_true", help="one JSON object")
+    install = _command(
+        commands, "install", _install, "install from a published repository, or one package file"
+    )
+    install.add_argument("source", type=Path, help="a repository folder (a USB stick), or FILE.edgeopt")
+    install.add_argument("--model", default="", help="which model of the repository")
+    install.add_argument("--model-version", default="", help="which version of it")
+    install.add_argument("--unsigned", action="store_true", help="take a FILE though nothing signs it")
+    return parser
+
+
+def _command(commands: Any, name: str, act: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("--config", type=Path, required=True, help="the agent's agent.json")
+    parser.add_argument("--verbose", action="store_true", help="log everything")
+    parser.set_defaults(act=act)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from edgeopt_agent.config import load_config
+    from edgeopt_agent.main import run_agent
+
+    run_agent(load_config(options.config), once=options.once)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from edgeopt_agent.config import load_config
+    from edgeopt_agent.status import describe
+
+    document = describe(load_config(options.config))
+    if options.json:
+        print(json.dumps(document, indent=2))
+        return 0
+    print(
+        f"{document['device']} ({document['device_class']}), agent {'running' if document['running'] else 'not running'}"
+    )
+    for model in document["models"]:
+        print(
+            f"  {model['name']} {model['version'] or '-'} [{model['variant'] or '-'}] {model['phase']} {model['error']}"
+        )
+    print(f"  {document['events_waiting']} events wait, {document['events_dropped']} were dropped")
+    return 0
+
+
+def _infer(options: argparse.Namespace) -> int:
+    from edgeopt_agent.config import load_config
+    from edgeopt_agent.inference import infer
+
+    answer = infer(load_config(options.config), options.data, options.model)
+    if options.json:
+        print(json.dumps(answer))
+        return 0
+    print(f"{answer['model']} {answer['version']}, {answer['variant']} (by the {answer['via']})")
+    for entry in answer["top"]:
+        print(f"  {entry['score']:10.4f}  {entry['index']}  {entry.get('label', '')}")
+    return 0
+
+
+def _install(options: argparse.Namespace) -> int:
+    from edgeopt_agent.config import load_config
+    from edgeopt_agent.install import install
+
+    done = install(
+        load_config(options.config),
+        options.source,
+        model=options.model,
+        version=options.model_version,
+        unsigned=options.unsigned,
+    )
+    print(f"{done.model} {done.active.version if done.active else ''}: {done.phase.value}")
+    return 0

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's configuration: one JSON file, every key known or an error.
+
+| key | meaning | default |
+|---|---|---|
+| schema | `edgeopt.agent/1` | needed |
+| device, device_class | who this is, and which packages fit it | needed |
+| tenant | the fleet's name on the broker | `default` |
+| state_dir | where models, state and events are kept | needed |
+| root | the root of trust, a file | needed |
+| stand_in | this machine plays the board: every measurement says so | false |
+| transport | `{"kind": "mqtt", "host", "port", "ca", "certificate", "key", "insecure"}` or `{"kind": "folder", "path"}` | needed |
+| socket | Unix socket for local inference | `<state_dir>/agent.sock` |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeopt_agent.transports import Identity, Inbox, Transport
+from edgeopt_wire import __version__, seam, topics
+from edgeopt_wire.document import from_json, parse_json
+from edgeopt_wire.errors import DocumentError, RecipeError
+
+TRANSPORTS = ("folder", "mqtt")
+"""What a configuration may name; `memory` is for simulators, which make it themselves."""
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What the file says; see the module's table."""
+
+    SCHEMA = "edgeopt.agent/1"
+
+    device: str
+    device_class: str
+    state_dir: str
+    root: str
+    transport: Mapping[str, Any]
+    tenant: str = "default"
+    stand_in: bool = False
+    socket: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The state directory."""
+        return Path(self.state_dir)
+
+    @property
+    def socket_path(self) -> Path:
+        """Where local clients find the running agent."""
+        return Path(self.socket) if self.socket else self.folder / "agent.sock"
+
+
+def load_config(path: Path) -> AgentConfig:
+    """Read the configuration.
+
+    Raises:
+        RecipeError: It cannot be read, is no JSON, or has a wrong or unknown key.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(
+            f"cannot read the configuration {path}: {error.strerror}; `edgeopt fleet add-device` writes one"
+        ) from error
+    try:
+        config = from_json(AgentConfig, parse_json(raw, str(path)), str(path))
+        topics.check_part(config.device, "device")
+        topics.check_part(config.tenant, "tenant")
+    except DocumentError as error:
+        raise RecipeError(str(error)) from error
+    if config.extra:
+        known = [entry.name for entry in dataclasses.fields(AgentConfig) if entry.name != "extra"]
+        raise RecipeError(f"{path}: {seam.unknown('key', next(iter(config.extra)), known)}")
+    return config
+
+
+def make_transport(config: AgentConfig, inbox: Inbox) -> Transport:
+    """Make the transport that the configuration names.
+
+    Raises:
+        RecipeError: An unknown kind or key, or one that is missing.
+    """
+    keys = dict(config.transport)
+    kind = str(keys.pop("kind", ""))
+    if kind == "folder":
+        from edgeopt_agent.transports.folder import FolderTransport
+
+        if set(keys) != {"path"}:
+            raise RecipeError(f"transport folder takes one key, path; found {', '.join(keys) or 'none'}")
+        return FolderTransport(Path(str(keys["path"])))
+    if kind != "mqtt":
+        raise RecipeError(seam.unknown("transport", kind, TRANSPORTS))
+    from edgeopt_agent.transports.mqtt import MqttOptions, MqttTransport
+
+    known = {entry.name for entry in dataclasses.fields(MqttOptions)}
+    for key in keys:
+        if key not in known:
+            raise RecipeError(f"transport: {seam.unknown('key', key, known)}")
+    try:
+        options = from_json(MqttOptions, keys, "transport")
+    except DocumentError as error:
+        raise RecipeError(str(error)) from error
+    identity = Identity(config.tenant, config.device, uuid.uuid4().hex, __version__)
+    return MqttTransport(options, identity, inbox)

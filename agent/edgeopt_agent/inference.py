@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One inference on this device: through the running agent, else straight from the active slot. No network either way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeopt_agent.config import AgentConfig
+from edgeopt_agent.images import load_photo
+from edgeopt_agent.machine import Installed
+from edgeopt_agent.store import Store
+from edgeopt_wire import seam
+from edgeopt_wire.errors import RecipeError, TransportError
+from edgeopt_wire.manifest import Manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TOP = 5
+VALUES_SHOWN = 16
+
+
+def infer(config: AgentConfig, data: Path, model: str = "") -> dict[str, Any]:
+    """Run the active package of `model` (the only one, if unnamed) on a photo, .npy, .npz or request .json.
+
+    Raises:
+        RecipeError: No such model is active, or the data does not fit it.
+        RuntimeFailure: The runtime failed.
+    """
+    store = Store(config.folder)
+    name, active = _active(store, model)
+    manifest = store.manifest(name, active.slot)
+    inputs = read_data(data, manifest)
+    try:
+        answer = _through_agent(config, name, inputs)
+        via = "agent"
+    except TransportError:
+        answer = _directly(store, name, active, manifest, inputs)
+        via = "slot"
+    outputs = {entry["name"]: entry for entry in answer["outputs"]}
+    labels = _labels(store, name, active, manifest)
+    return {
+        "schema": "edgeopt.infer/1",
+        "model": name,
+        "version": answer["model_version"],
+        "variant": answer["parameters"]["variant"],
+        "via": via,
+        "outputs": {
+            key: {"shape": e["shape"], "first": e["data"][:VALUES_SHOWN]} for key, e in outputs.items()
+        },
+        "top": _top(next(iter(outputs.values()))["data"], labels),
+    }
+
+
+def read_data(data: Path, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Read the model's inputs from a file.
+
+    Raises:
+        RecipeError: It cannot be read, or does not fit.
+    """
+    import zipfile
+
+    import numpy as np
+
+    from edgeopt_agent.serve.protocol import read_inputs
+
+    signature = manifest.signature_inputs
+    try:
+        if data.suffix == ".json":
+            return read_inputs(json.loads(data.read_bytes()), signature)
+        if data.suffix in (".npy", ".npz"):
+            loaded = np.load(data, allow_pickle=False)
+            given = {signature[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+            return {spec.name: given[spec.name] for spec in signature}
+    except KeyError as error:
+        raise RecipeError(
+            f"{data} has no array {error}; the model takes {[spec.name for spec in signature]}"
+        ) from error
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise RecipeError(f"cannot read {data}: {error}") from error
+    if not manifest.preprocess:
+        raise RecipeError("the package does not say how a photo becomes its input; give a .npy file instead")
+    return {signature[0].name: load_photo(data, manifest.preprocess, signature[0])}
+
+
+def _active(store: Store, model: str) -> tuple[str, Installed]:
+    active = {name: store.load_state(name).active for name in store.models()}
+    serving = {name: installed for name, installed in active.items() if installed is not None}
+    if not model and len(serving) == 1:
+        model = next(iter(serving))
+    if model not in serving:
+        raise RecipeError(
+            seam.unknown("model", model, serving)
+            if model
+            else f"say which with --model; active: {sorted(serving)}"
+        )
+    return model, serving[model]
+
+
+def _through_agent(config: AgentConfig, model: str, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    from edgeopt_agent.serve.http import ask
+    from edgeopt_agent.serve.protocol import write_request
+
+    answer: dict[str, Any] = ask(
+        config.socket_path, "POST", f"/v2/models/{model}/infer", write_request(inputs)
+    )
+    return answer
+
+
+def _directly(
+    store: Store, model: str, active: Installed, manifest: Manifest, inputs: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    from edgeopt_agent.model import open_model
+    from edgeopt_agent.serve.protocol import write_answer
+
+    with open_model(store.slot(model, active.slot), manifest, active.variant) as loaded:
+        return write_answer(loaded, loaded.infer(inputs))
+
+
+def _labels(store: Store, model: str, active: Installed, manifest: Manifest) -> list[str]:
+    if not manifest.labels:
+        return []
+    return (store.slot(model, active.slot) / manifest.labels).read_text(encoding="utf-8").splitlines()
+
+
+def _top(values: list[float], labels: list[str]) -> list[dict[str, Any]]:
+    if len(values) < 2:
+        return []
+    best = sorted(range(len(values)), key=lambda index: -values[index])[:TOP]
+    return [
+        {
+            "index": index,
+            "score": float(values[index]),
+            **({"label": labels[index]} if index < len(labels) else {}),
+        }
+        for index in best
+    ]

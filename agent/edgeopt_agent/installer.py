@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The work of an installation, one function an effect: each returns the event that came of it, and may run twice.
+
+Who is to blame decides what follows: a transport that is away or a full disk is tried again; bytes that lie, a package
+for something else, or variants that fail their golden outputs are refused, and the old package serves on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from edgeopt_agent.conditions import architecture
+from edgeopt_agent.config import AgentConfig
+from edgeopt_agent.machine import Effect, Event, Installed, Kind, State
+from edgeopt_agent.probe import ProbeRequest
+from edgeopt_agent.store import Store
+from edgeopt_agent.transports import Transport
+from edgeopt_wire.errors import (
+    EdgeoptError,
+    RuntimeFailure,
+    StoreError,
+    TransportError,
+    TrustError,
+    UnsupportedError,
+)
+from edgeopt_wire.index import PackageIndex
+from edgeopt_wire.measurement import Measurement
+
+_log = logging.getLogger(__name__)
+
+CHECKPOINT_CHUNKS = 64
+"""4 MiB between two flushes of a package that arrives: what a power cut can cost."""
+
+
+class Finder(Protocol):
+    """Finds a verified index: `edgeopt_agent.trust.Trust`."""
+
+    def find_index(self, target: str) -> PackageIndex:
+        """Return the verified index at a target path."""
+        ...
+
+
+class Server(Protocol):
+    """Serves the package of a slot: `edgeopt_agent.serve.models.Models`."""
+
+    def activate(self, model: str, installed: Installed) -> None:
+        """Load a variant and serve from it; the one before serves until this one is ready."""
+        ...
+
+
+@dataclass
+class Installer:
+    """Runs the effects of one device's models."""
+
+    config: AgentConfig
+    store: Store
+    transport: Transport
+    trust: Finder
+    server: Server
+    probe: Callable[[ProbeRequest], Measurement]
+    keep: Callable[[str, Measurement], None]
+    is_stopping: Callable[[], bool] = lambda: False
+
+    def __post_init__(self) -> None:
+        self._indexes: dict[str, PackageIndex] = {}
+        self._works: dict[Effect, Callable[[State], Event]] = {
+            Effect.RESOLVE: self._resolve,
+            Effect.DOWNLOAD: self._download,
+            Effect.VERIFY: self._verify,
+            Effect.PROBE: self._probe,
+            Effect.SWITCH: self._switch,
+        }
+
+    def work(self, effect: Effect, state: State) -> Event:
+        """Do it, and say what came of it; never raises one of our errors."""
+        key = state.candidate.package_sha256 if state.candidate else ""
+        try:
+            return self._works[effect](state)
+        except (TransportError, StoreError) as error:
+            _log.warning("%s: %s is put off: %s", state.model, effect.value, error)
+            return Event(Kind.AWAY, error=str(error))
+        except EdgeoptError as error:
+            _log.error("%s: %s is refused: %s", state.model, effect.value, error)
+            return Event(Kind.REFUSED, error=str(error), key=key)
+
+    def _resolve(self, state: State) -> Event:
+        assert state.desired is not None, "the machine resolves only what is desired"
+        index = self.trust.find_index(state.desired.target)
+        if (index.name, index.version) != (state.desired.name, state.desired.version):
+            raise TrustError(
+                f"{state.desired.target} is the index of {index.name} {index.version}, "
+                f"desired is {state.desired.name} {state.desired.version}"
+            )
+        if index.sha256 in state.refused:
+            raise UnsupportedError(f"refused before: {state.refused[index.sha256]}")
+        self._check_compatible(index)
+        self._indexes[state.model] = index
+        return Event(Kind.DONE, installed=Installed(state.free_slot, index.version, index.sha256))
+
+    def _check_compatible(self, index: PackageIndex) -> None:
+        wanted, config = index.compatible, self.config
+        if config.device_class != index.device and config.device_class not in wanted.device_classes:
+            fits = ", ".join(wanted.device_classes) or index.device
+            raise UnsupportedError(
+                f"{index.name} {index.version} is a package for {fits}, this device is a {config.device_class}; "
+                "nothing was fetched"
+            )
+        here = architecture()
+        if wanted.architectures and here not in wanted.architectures and not config.stand_in:
+            raise UnsupportedError(
+                f"{index.name} {index.version} is built for {', '.join(wanted.architectures)}, this machine is {here}; "
+                "nothing was fetched"
+            )
+
+    def _download(self, state: State) -> Event:
+        index = self._index(state)
+        incoming = self.store.incoming(index)
+        missing = incoming.missing()
+        if missing:
+            incoming.reserve()
+            there = set(range(len(index.chunks))) - set(missing)
+            since = 0
+
+            def keep(number: int, chunk: bytes) -> bool:
+                nonlocal since
+                if self.is_stopping():
+                    raise TransportError("the agent is told to stop")
+                if not incoming.put(number, chunk):
+                    return False
+                there.add(number)
+                since += 1
+                if since >= CHECKPOINT_CHUNKS:
+                    incoming.checkpoint(there)
+                    since = 0
+                return True
+
+            try:
+                self.transport.pull(index, missing, keep)
+            finally:
+                incoming.checkpoint(there)
+        return Event(Kind.DONE)
+
+    def _verify(self, state: State) -> Event:
+        index = self._index(state)
+        assert state.candidate is not None, "a candidate is known since it was resolved"
+        slot = state.candidate.slot
+        if not self.store.is_whole(state.model, slot, index.sha256):
+            if self.store.incoming(index).missing():
+                return Event(Kind.LOST, error="the package was damaged on the disk; it is fetched again")
+            self.store.stage(index, slot)
+        self.store.incoming(index).discard()
+        return Event(Kind.DONE)
+
+    def _probe(self, state: State) -> Event:
+        candidate = state.candidate
+        assert candidate is not None, "a candidate is known since it was resolved"
+        if not self.store.is_whole(state.model, candidate.slot, candidate.package_sha256):
+            raise StoreError(f"slot {candidate.slot} of {state.model} is not whole")
+        manifest = self.store.manifest(state.model, candidate.slot)
+        folder = self.store.slot(state.model, candidate.slot)
+        found: list[Measurement] = []
+        for variant in manifest.variants:
+            if self.is_stopping():
+                raise TransportError("the agent is told to stop")
+            request = ProbeRequest(
+                folder=str(folder),
+                variant=variant.id,
+                package_sha256=candidate.package_sha256,
+                device_id=self.config.device,
+                device_class=self.config.device_class,
+                stand_in_for=self.config.device_class if self.config.stand_in else "",
+            )
+            measurement = self.probe(request)
+            self.keep(state.model, measurement)
+            found.append(measurement)
+        best = fastest(found)
+        if best is None:
+            why = "; ".join(
+                f"{m.variant}: {m.error or ', '.join(m.warnings) or 'wrong outputs'}" for m in found
+            )
+            raise RuntimeFailure(f"no variant runs right on this device: {why}")
+        return Event(Kind.DONE, installed=replace(candidate, variant=best.variant))
+
+    def _switch(self, state: State) -> Event:
+        assert state.candidate is not None, "a trial has a candidate"
+        self.server.activate(state.model, state.candidate)
+        return Event(Kind.DONE, installed=state.candidate)
+
+    def _index(self, state: State) -> PackageIndex:
+        index = self._indexes.get(state.model)
+        if index is None:
+            raise StoreError(f"the index of {state.model} is not known since the start")
+        return index
+
+
+def fastest(measurements: list[Measurement]) -> Measurement | None:
+    """The variant with the lowest p50 among those that reproduce their golden outputs, or None."""
+    right = [m for m in measurements if m.timing is not None and m.golden_ok and not m.error]
+    return min(right, key=lambda m: m.timing.p50_ns if m.timing else 0, default=None)

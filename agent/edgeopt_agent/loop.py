@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's loop: takes messages, runs effects, feeds events back. The only place with a clock and a while.
+
+Rules:
+- The state is on the disk before an effect runs; reports and events are queued, never waited for.
+- What is put off is tried again with full jitter up to `MAX_PAUSE_S`; a message or a reconnect ends the pause.
+- `desired` counts only with the director's signature, for this device, and not older than the newest that was seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from edgeopt_agent import machine
+from edgeopt_agent.config import AgentConfig
+from edgeopt_agent.installer import Installer
+from edgeopt_agent.machine import Effect, Event, Kind, State
+from edgeopt_agent.outbox import Outbox
+from edgeopt_agent.probe import ProbeRequest
+from edgeopt_agent.serve.models import Models
+from edgeopt_agent.store import Store
+from edgeopt_agent.transports import Acknowledged, Inbox, Online, Transport, Wanted
+from edgeopt_agent.trust import Trust
+from edgeopt_wire import __version__
+from edgeopt_wire.document import format_moment, parse_moment, to_json
+from edgeopt_wire.errors import EdgeoptError, StoreError, TransportError
+from edgeopt_wire.measurement import Measurement
+from edgeopt_wire.messages import Desired, Phase, Reported, ReportedModel
+
+_log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
+RESEND_EVENTS_S = 20.0
+"""Events that were sent and not acknowledged are sent again after this long."""
+
+
+@dataclass
+class _Pause:
+    """How long to wait before work that was put off is tried again."""
+
+    until: float = 0.0
+    seconds: float = FIRST_PAUSE_S
+
+
+class Agent:
+    """One device. `now` gives trusted UTC moments, `monotonic` seconds that only go forward."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        store: Store,
+        transport: Transport,
+        inbox: Inbox,
+        *,
+        trust: Trust,
+        outbox: Outbox,
+        models: Models,
+        probe: Callable[[ProbeRequest], Measurement],
+        now: Callable[[], datetime],
+        session: str,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.store = store
+        self.transport = transport
+        self.trust = trust
+        self.outbox = outbox
+        self.models = models
+        self.states: dict[str, State] = {}
+        self._inbox = inbox
+        self._now = now
+        self._session = session
+        self._monotonic = monotonic
+        self._stop = threading.Event()
+        self._work: dict[str, Effect] = {}
+        self._pauses: dict[str, _Pause] = {}
+        self._unread: bytes | None = None
+        self._unread_pause = _Pause()
+        self._sent_at = float("-inf")
+        self._report_due = True
+        self._record = store.load_device()
+        self.installer = Installer(
+            config, store, transport, trust, models, probe, self._keep, is_stopping=self._stop.is_set
+        )
+
+    def stop(self) -> None:
+        """End after the effect in hand."""
+        self._stop.set()
+
+    def start(self) -> None:
+        """Serve what is active, then take up what was interrupted, then connect."""
+        for name in self.store.models():
+            state = self.store.load_state(name)
+            self.states[name] = state
+            if state.active is not None:
+                self._serve(state)
+        for name in list(self.states):
+            self.feed(name, Event(Kind.STARTED))
+        self.transport.start()
+
+    def run(self) -> None:
+        """Run until `stop`."""
+        self.start()
+        while not self._stop.is_set():
+            self.tick(TICK_S)
+        self.transport.close()
+
+    def tick(self, wait_s: float = 0.0) -> None:
+        """Take the messages that are there (waiting at most `wait_s` for one), then do one piece of work."""
+        try:
+            message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
+            while True:
+                self._take(message)
+                message = self._inbox.get_nowait()
+        except queue.Empty:
+            pass
+        if self._unread is not None and self._monotonic() >= self._unread_pause.until:
+            self._read_desired(self._unread)
+        self._do_one()
+        self._send()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether some work waits, put off or not."""
+        return bool(self._work) or self._unread is not None
+
+    def _take(self, message: Wanted | Acknowledged | Online) -> None:
+        if isinstance(message, Acknowledged):
+            self.outbox.acknowledge(message.ack.outbox, message.ack.sequence)
+            self._sent_at = float("-inf")
+        elif isinstance(message, Wanted):
+            self._unread_pause = _Pause()
+            self._read_desired(message.envelope)
+        else:
+            self._report_due = True
+            self._sent_at = float("-inf")
+            for pause in (*self._pauses.values(), self._unread_pause):
+                pause.until = min(pause.until, self._monotonic() + random.uniform(0, 1))
+
+    def _read_desired(self, envelope: bytes) -> None:
+        try:
+            desired = self.trust.open_desired(envelope, self.config.device)
+        except (TransportError, StoreError) as error:
+            self._unread = envelope
+            self._put_off(self._unread_pause)
+            _log.warning("a desired document cannot be checked yet: %s", error)
+            return
+        except EdgeoptError as error:
+            self._unread = None
+            _log.error("a desired document is refused: %s", error)
+            return
+        self._unread = None
+        self._accept(desired, hashlib.sha256(envelope).hexdigest())
+
+    def _accept(self, desired: Desired, digest: str) -> None:
+        record = self._record
+        if desired.revision < record.revision:
+            _log.warning("desired revision %d is older than %d; ignored", desired.revision, record.revision)
+            return
+        content = hashlib.sha256(repr(desired.models).encode()).hexdigest()
+        if desired.revision == record.revision and content != record.desired_sha256:
+            _log.error(
+                "desired revision %d came twice with other content; ignored (%s)",
+                desired.revision,
+                digest[:12],
+            )
+            return
+        newest = max(
+            desired.issued_at,
+            parse_moment(record.newest_moment) if record.newest_moment else desired.issued_at,
+        )
+        fresh = replace(
+            record, revision=desired.revision, desired_sha256=content, newest_moment=format_moment(newest)
+        )
+        if fresh != record:
+            self.store.save_device(fresh)
+            self._record = fresh
+        wanted = {model.name: model for model in desired.models}
+        for name in {*wanted, *self.states}:
+            self.states.setdefault(name, State(name))
+            if name in wanted or self.states[name].desired is not None:
+                self.feed(name, Event(Kind.DESIRED, desired=wanted.get(name)))
+        self._report_due = True
+
+    def feed(self, name: str, event: Event) -> None:
+        """Take one step of a model's machine and run its effects in their order."""
+        state, effects = machine.step(self.states[name], event)
+        if event.kind is Kind.AWAY:
+            self._put_off(self._pauses.setdefault(name, _Pause()))
+        elif effects:
+            self._pauses.pop(name, None)
+        if state.phase not in machine.WORK:
+            self._work.pop(name, None)
+        for effect in effects:
+            if effect is Effect.SAVE:
+                self.store.save_state(state)
+            elif effect is Effect.REPORT:
+                self._note_phase(state)
+            elif effect is Effect.CLEAN:
+                self.store.clean({**self.states, name: state})
+            elif effect is Effect.REMOVE:
+                self.models.deactivate(name)
+                self.store.remove(name)
+            else:
+                self._work[name] = effect
+        self.states[name] = state
+        if Effect.REMOVE in effects:
+            del self.states[name]
+
+    def _do_one(self) -> None:
+        for name, effect in list(self._work.items()):
+            pause = self._pauses.get(name)
+            if pause is not None and self._monotonic() < pause.until:
+                continue
+            _log.info("%s: %s", name, effect.value)
+            event = self.installer.work(effect, self.states[name])
+            if event.kind is not Kind.AWAY:
+                self._work.pop(name, None)
+            try:
+                self.feed(name, event)
+            except (
+                StoreError
+            ) as error:  # the state cannot be saved: the effect runs again when the disk allows it
+                _log.error("%s: %s", name, error)
+                self._work[name] = effect
+                self._put_off(self._pauses.setdefault(name, _Pause()))
+            return
+
+    def _serve(self, state: State) -> None:
+        assert state.active is not None, "called for what is active"
+        try:
+            self.models.activate(state.model, state.active)
+        except EdgeoptError as error:
+            _log.error("%s: the active package cannot be served: %s", state.model, error)
+            self.states[state.model] = replace(state, error=f"cannot be served: {error}")
+
+    def _keep(self, model: str, measurement: Measurement) -> None:
+        try:
+            self.outbox.add("measurement", self._now(), to_json(measurement))
+        except StoreError as error:  # a measurement is not worth an installation
+            _log.error("a measurement of %s is not kept: %s", model, error)
+        self._send()
+
+    def _note_phase(self, state: State) -> None:
+        self._report_due = True
+        if state.phase in (Phase.COMMITTED, Phase.FAILED, Phase.ROLLED_BACK):
+            version = (state.active if state.phase is Phase.COMMITTED else state.candidate) or state.active
+            body = {
+                "model": state.model,
+                "phase": state.phase.value,
+                "version": version.version if version else "",
+                "error": state.error,
+            }
+            try:
+                self.outbox.add("phase", self._now(), body)
+            except StoreError as error:
+                _log.error("an event of %s is not kept: %s", state.model, error)
+
+    def _send(self) -> None:
+        if self._report_due:
+            self._report_due = False
+            self.transport.report(self.reported())
+        if self._monotonic() - self._sent_at >= RESEND_EVENTS_S:
+            batch = self.outbox.batch()
+            if batch is not None and self.transport.send(batch):
+                self._sent_at = self._monotonic()
+
+    def reported(self) -> Reported:
+        """What this device says of itself now."""
+        return Reported(
+            device=self.config.device,
+            device_class=self.config.device_class,
+            session=self._session,
+            desired_revision=self._record.revision,
+            agent_version=__version__,
+            models=tuple(_reported(self.states[name]) for name in sorted(self.states)),
+            disk_free_bytes=self.store.free_bytes(),
+            stand_in=self.config.stand_in,
+        )
+
+    def _put_off(self, pause: _Pause) -> None:
+        pause.until = self._monotonic() + random.uniform(0, pause.seconds)
+        pause.seconds = min(MAX_PAUSE_S, 2 * pause.seconds)
+
+
+def _reported(state: State) -> ReportedModel:
+    active = state.active
+    failed = state.phase in (Phase.FAILED, Phase.ROLLED_BACK)
+    wanted = state.desired.version if state.desired else ""
+    candidate = wanted if state.phase in machine.WORK or failed else ""
+    return ReportedModel(
+        name=state.model,
+        phase=state.phase,
+        version=active.version if active else "",
+        package_sha256=active.package_sha256 if active else "",
+        variant=active.variant if active else "",
+        candidate_version=candidate,
+        rollout=state.desired.rollout if state.desired else "",
+        error=state.error,
+    )

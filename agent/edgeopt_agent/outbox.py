@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events that wait on disk until the control plane has acknowledged them, with a bound and an honest count.
+
+Rules:
+- One file an event, named by its sequence number, flushed before anybody is told that it is kept.
+- At most `limit` events wait; beyond that the oldest is dropped and counted, for ever.
+- The outbox has an id of its own: after a lost disk the numbers start again under another id, so that nothing new is
+  taken for something old.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from edgeopt_agent.files import write_durably
+from edgeopt_wire.document import from_bytes, to_bytes
+from edgeopt_wire.errors import DocumentError
+from edgeopt_wire.messages import Event, EventBatch
+
+_log = logging.getLogger(__name__)
+
+LIMIT = 2000
+BATCH_EVENTS = 20
+BATCH_BYTES = 64 * 1024
+
+
+class Outbox:
+    """Events of one device in a folder."""
+
+    def __init__(self, folder: Path, device: str, limit: int = LIMIT) -> None:
+        self._folder = folder
+        self._device = device
+        self._limit = limit
+        folder.mkdir(parents=True, exist_ok=True)
+        self.id, self._next, self.dropped = self._load()
+
+    def add(self, kind: str, at: datetime, body: Mapping[str, Any]) -> None:
+        """Keep an event.
+
+        Raises:
+            StoreError: The disk refused.
+        """
+        event = Event(self._next, kind, at, dict(body))
+        write_durably(self._path(self._next), to_bytes(event))
+        self._next += 1
+        waiting = self._waiting()
+        for sequence in waiting[: max(0, len(waiting) - self._limit)]:
+            self._path(sequence).unlink(missing_ok=True)
+            self.dropped += 1
+        self._save()
+
+    def batch(self) -> EventBatch | None:
+        """The oldest events that wait, or None."""
+        events: list[Event] = []
+        size = 0
+        for sequence in self._waiting()[:BATCH_EVENTS]:
+            try:
+                raw = self._path(sequence).read_bytes()
+                event = from_bytes(Event, raw)
+            except (OSError, DocumentError) as error:
+                _log.error("event %d cannot be read and counts as dropped: %s", sequence, error)
+                self._path(sequence).unlink(missing_ok=True)
+                self.dropped += 1
+                continue
+            size += len(raw)
+            if events and size > BATCH_BYTES:
+                break
+            events.append(event)
+        return EventBatch(self._device, tuple(events), self.id, self.dropped) if events else None
+
+    def acknowledge(self, outbox: str, sequence: int) -> None:
+        """Forget what the control plane has stored."""
+        if outbox != self.id:
+            return
+        for waiting in self._waiting():
+            if waiting <= sequence:
+                self._path(waiting).unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self._waiting())
+
+    def _waiting(self) -> list[int]:
+        return sorted(int(path.stem) for path in self._folder.glob("*.event") if path.stem.isdigit())
+
+    def _path(self, sequence: int) -> Path:
+        return self._folder / f"{sequence:012d}.event"
+
+    def _load(self) -> tuple[str, int, int]:
+        try:
+            record = json.loads((self._folder / "outbox.json").read_bytes())
+            identity, following, dropped = str(record["id"]), int(record["next"]), int(record["dropped"])
+        except (OSError, ValueError, KeyError, TypeError):
+            identity, following, dropped = uuid.uuid4().hex, 1, 0
+            for sequence in self._waiting():  # numbers of another life
+                self._path(sequence).unlink(missing_ok=True)
+        waiting = self._waiting()
+        return identity, max(following, waiting[-1] + 1 if waiting else 1), dropped
+
+    def _save(self) -> None:
+        record = {"id": self.id, "next": self._next, "dropped": self.dropped}
+        write_durably(self._folder / "outbox.json", json.dumps(record).encode())

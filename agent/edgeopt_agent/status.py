@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this device runs, read from its state directory; works whether or not the agent runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeopt_agent.config import AgentConfig
+from edgeopt_agent.outbox import Outbox
+from edgeopt_agent.serve.http import ask
+from edgeopt_agent.store import Store
+from edgeopt_wire import __version__
+from edgeopt_wire.errors import EdgeoptError
+
+
+def describe(config: AgentConfig) -> dict[str, Any]:
+    """The status as one JSON-like document.
+
+    Raises:
+        StoreError: The state directory cannot be used.
+    """
+    store = Store(config.folder)
+    outbox = Outbox(config.folder / "outbox", config.device)
+    models = []
+    for name in store.models():
+        state = store.load_state(name)
+        active, candidate = state.active, state.candidate
+        models.append(
+            {
+                "name": name,
+                "phase": state.phase.value,
+                "version": active.version if active else "",
+                "variant": active.variant if active else "",
+                "package_sha256": active.package_sha256 if active else "",
+                "slot": active.slot if active else "",
+                "candidate": candidate.version if candidate else "",
+                "previous": state.previous.version if state.previous else "",
+                "error": state.error,
+            }
+        )
+    return {
+        "schema": "edgeopt.status/1",
+        "device": config.device,
+        "device_class": config.device_class,
+        "stand_in": config.stand_in,
+        "agent_version": __version__,
+        "running": _is_running(config),
+        "desired_revision": store.load_device().revision,
+        "models": models,
+        "events_waiting": len(outbox),
+        "events_dropped": outbox.dropped,
+        "disk_free_bytes": store.free_bytes(),
+    }
+
+
+def _is_running(config: AgentConfig) -> bool:
+    try:
+        ask(config.socket_path, "GET", "/v2/health/live")
+    except EdgeoptError:
+        return False
+    return True

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A published repository in a folder: a USB stick, a network share, a test. Nothing goes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edgeopt_wire.archive import safe_path
+from edgeopt_wire.errors import DocumentError, TransportError
+from edgeopt_wire.index import PackageIndex
+from edgeopt_wire.messages import EventBatch, Reported
+
+MAX_FILE_BYTES = 8 * 1024 * 1024
+"""More than any metadata file may have; python-tuf's own limits are below."""
+
+
+class FolderTransport:
+    """Reads `metadata/`, `targets/` and `blobs/` below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self) -> None:
+        """Nothing to connect to."""
+
+    def fetch(self, name: str) -> bytes | None:
+        """Return a file, None if there is none.
+
+        Raises:
+            TransportError: The folder is gone, or the file is larger than any metadata.
+        """
+        if not self.folder.is_dir():
+            raise TransportError(f"{self.folder} is not here; is the stick plugged in?")
+        try:
+            path = self.folder / safe_path(name)
+        except DocumentError:
+            return None
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_FILE_BYTES + 1)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise TransportError(f"cannot read {path}: {error.strerror}") from error
+        if len(content) > MAX_FILE_BYTES:
+            raise TransportError(f"{path} is larger than {MAX_FILE_BYTES} bytes; it is no metadata")
+        return content
+
+    def pull(self, index: PackageIndex, missing: Sequence[int], keep: Callable[[int, bytes], bool]) -> None:
+        """Read chunks from the blob.
+
+        Raises:
+            TransportError: The blob is not there, cannot be read, or is not what was signed.
+        """
+        path = self.folder / "blobs" / index.sha256
+        try:
+            with path.open("rb") as file:
+                for number in missing:
+                    file.seek(number * index.chunk_bytes)
+                    if not keep(number, file.read(index.chunk_length(number))):
+                        raise TransportError(
+                            f"{path} is damaged at chunk {number}; copy the repository again"
+                        )
+        except OSError as error:
+            raise TransportError(f"cannot read {path}: {error.strerror}") from error
+
+    def report(self, reported: Reported) -> None:
+        """Nobody listens."""
+
+    def send(self, batch: EventBatch) -> bool:  # noqa: ARG002 - the protocol's signature
+        """Nobody listens; the outbox keeps the events."""
+        return False
+
+    def close(self) -> None:
+        """Nothing to end."""
