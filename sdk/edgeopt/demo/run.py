@@ -34,6 +34,9 @@ DEVICES = ("host", "raspberry-pi-5", "jetson-orin", "coral-usb")
 BOARDS = {"kitchen-pi": "raspberry-pi-5", "gate-jetson": "jetson-orin", "door-coral": "coral-usb"}
 """Three agents of this machine, and the device class that each stands in for."""
 
+GAIN_FIGURES = ("MB", "top-1", "agree", "SQNR", "p50 ms", "x float")
+LEDGER_FIGURES = ("p50 ms", "p90 ms", "p99 ms", "golden")
+
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 ROLLOUT_DEADLINE = "5m"
@@ -177,23 +180,31 @@ class Demo:
                     str(shown["device"]), row["id"], f"{row['file_bytes'] / 1e6:.2f}",
                     _number(row["metric_value"], "{:.3f}"), _number(row["agreement"], "{:.3f}"),
                     _number(row["sqnr_db"], "{:.1f}"), _number(row["p50_ms"], "{:.2f}"),
-                    _number(row["times_faster"], "{:.2f}x"),
+                    _number(row["times_faster"], "{:.2f}"),
                 )  # fmt: skip
         self.console.print(table)
 
     def _print_measurements(self, rows: dict[str, Any]) -> None:
-        table = Table(title="What the agents measured: the fleet's ledger", title_justify="left")
-        for heading in ("device", "stands in for", "variant", "p50 ms", "p90 ms", "p99 ms", "golden", "note"):
-            table.add_column(heading, justify="right" if heading.endswith("ms") else "left")
-        for row in rows["measurements"]:
-            found = row.get("measurement", row)
-            timing = found["timing"] or {}
+        table = _table(
+            "What the agents measured: the fleet's ledger",
+            ("device", "stand-in for", "variant"),
+            LEDGER_FIGURES,
+        )
+        untimed = []
+        for row in sorted(rows["measurements"], key=lambda row: (row["measurement"]["device_id"], row["id"])):
+            found = row["measurement"]
+            timing = found["timing"]
+            if timing is None:
+                untimed.append(f"{found['device_id']}: {found['variant']} {found['error']}")
+                continue
             table.add_row(
                 found["device_id"], found["conditions"]["stand_in_for"], found["variant"],
-                *(_number(timing.get(f"{p}_ns"), "{:.2f}", 1e-6) for p in ("p50", "p90", "p99")),
-                "ok" if found["golden_ok"] else "-", found["error"][:60],
+                *(_number(timing[f"{p}_ns"], "{:.2f}", 1e-6) for p in ("p50", "p90", "p99")),
+                "ok" if found["golden_ok"] else "WRONG",
             )  # fmt: skip
         self.console.print(table)
+        for line in untimed:
+            self.console.print(f"not measured, {line}", highlight=False, style="dim")
 
     def _print_answers(self, answers: Sequence[tuple[str, dict[str, Any]]]) -> None:
         for name, answer in answers:
@@ -255,6 +266,15 @@ class Demo:
         for process in reversed(self.running):
             _stop(process)
         self.running.clear()
+
+
+def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), header_style="underline")
+    for heading in words:
+        table.add_column(heading, no_wrap=True)
+    for heading in figures:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
 
 
 def _here(command: Sequence[str]) -> list[str]:
