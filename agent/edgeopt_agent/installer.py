@@ -14,6 +14,7 @@ from typing import Protocol
 
 from edgeopt_agent.conditions import architecture
 from edgeopt_agent.config import AgentConfig
+from edgeopt_agent.files import disk_error
 from edgeopt_agent.machine import Effect, Event, Installed, Kind, State
 from edgeopt_agent.probe import ProbeRequest
 from edgeopt_agent.store import Store
@@ -82,6 +83,10 @@ class Installer:
         except (TransportError, StoreError) as error:
             _log.warning("%s: %s is put off: %s", state.model, effect.value, error)
             return Event(Kind.AWAY, error=str(error))
+        except OSError as error:
+            blamed = disk_error(f"{effect.value} of {state.model}", error)
+            _log.warning("%s: %s is put off: %s", state.model, effect.value, blamed)
+            return Event(Kind.AWAY, error=str(blamed))
         except EdgeoptError as error:
             _log.error("%s: %s is refused: %s", state.model, effect.value, error)
             return Event(Kind.REFUSED, error=str(error), key=key)
@@ -158,7 +163,7 @@ class Installer:
         candidate = state.candidate
         assert candidate is not None, "a candidate is known since it was resolved"
         if not self.store.is_whole(state.model, candidate.slot, candidate.package_sha256):
-            raise StoreError(f"slot {candidate.slot} of {state.model} is not whole")
+            return Event(Kind.LOST, error=f"slot {candidate.slot} is not whole any more; it is fetched again")
         manifest = self.store.manifest(state.model, candidate.slot)
         folder = self.store.slot(state.model, candidate.slot)
         found: list[Measurement] = []

@@ -83,6 +83,7 @@ class Agent:
         self._stop = threading.Event()
         self._work: dict[str, Effect] = {}
         self._pauses: dict[str, _Pause] = {}
+        self._unstarted: set[str] = set()
         self._unread: bytes | None = None
         self._unread_pause = _Pause()
         self._sent_at = float("-inf")
@@ -104,7 +105,12 @@ class Agent:
             if state.active is not None:
                 self._serve(state)
         for name in list(self.states):
-            self.feed(name, Event(Kind.STARTED))
+            try:
+                self.feed(name, Event(Kind.STARTED))
+            except StoreError as error:
+                _log.error("%s: what was interrupted waits for the disk: %s", name, error)
+                self._unstarted.add(name)
+                self._put_off(self._pauses.setdefault(name, _Pause()))
         self.transport.start()
 
     def run(self) -> None:
@@ -131,7 +137,7 @@ class Agent:
     @property
     def is_busy(self) -> bool:
         """Whether some work waits, put off or not."""
-        return bool(self._work) or self._unread is not None
+        return bool(self._work or self._unstarted) or self._unread is not None
 
     def _take(self, message: Wanted | Acknowledged | Online) -> None:
         if isinstance(message, Acknowledged):
@@ -149,17 +155,15 @@ class Agent:
     def _read_desired(self, envelope: bytes) -> None:
         try:
             desired = self.trust.open_desired(envelope, self.config.device)
+            self._accept(desired, hashlib.sha256(envelope).hexdigest())
         except (TransportError, StoreError) as error:
             self._unread = envelope
             self._put_off(self._unread_pause)
-            _log.warning("a desired document cannot be checked yet: %s", error)
+            _log.warning("a desired document cannot be checked or kept yet: %s", error)
             return
         except EdgeoptError as error:
-            self._unread = None
             _log.error("a desired document is refused: %s", error)
-            return
         self._unread = None
-        self._accept(desired, hashlib.sha256(envelope).hexdigest())
 
     def _accept(self, desired: Desired, digest: str) -> None:
         record = self._record
@@ -217,9 +221,11 @@ class Agent:
             del self.states[name]
 
     def _do_one(self) -> None:
+        for name in sorted(self._unstarted):
+            if not self._is_paused(name):
+                self._start_again(name)
         for name, effect in list(self._work.items()):
-            pause = self._pauses.get(name)
-            if pause is not None and self._monotonic() < pause.until:
+            if self._is_paused(name):
                 continue
             _log.info("%s: %s", name, effect.value)
             event = self.installer.work(effect, self.states[name])
@@ -229,11 +235,24 @@ class Agent:
                 self.feed(name, event)
             except (
                 StoreError
-            ) as error:  # the state cannot be saved: the effect runs again when the disk allows it
+            ) as error:  # the state is not saved: the effect runs again when the disk allows it
                 _log.error("%s: %s", name, error)
                 self._work[name] = effect
                 self._put_off(self._pauses.setdefault(name, _Pause()))
             return
+
+    def _is_paused(self, name: str) -> bool:
+        pause = self._pauses.get(name)
+        return pause is not None and self._monotonic() < pause.until
+
+    def _start_again(self, name: str) -> None:
+        try:
+            if name in self.states:
+                self.feed(name, Event(Kind.STARTED))
+            self._unstarted.discard(name)
+        except StoreError as error:
+            _log.error("%s: what was interrupted waits for the disk: %s", name, error)
+            self._put_off(self._pauses.setdefault(name, _Pause()))
 
     def _serve(self, state: State) -> None:
         assert state.active is not None, "called for what is active"

@@ -6,7 +6,7 @@ Rules:
 - The state is saved before its effects run (`Save` is always the first effect), and every effect may run twice: after
   a power cut the same state gives the same effects again (`resume`).
 - The active package serves in every state. Only `Switch` changes it, and only after the probe has passed.
-- A target that failed on its merits is refused by its digest until another is desired: no loop of attempts.
+- A package that failed on its merits is refused by its digest until another rollout wants it: no loop of attempts.
 - Attempts are counted before they are made; too many end in `failed`, not in a loop of restarts.
 
 Modelled after Mender's state machine (save before act) and RAUC's slots.
@@ -136,7 +136,17 @@ def _desire(state: State, event: Event) -> Outcome:
         return kept, (Effect.SAVE, Effect.REPORT)
     if wanted == state.desired:  # it failed; only another wish starts it again
         return state, ()
-    fresh = replace(state, phase=Phase.RESOLVING, desired=wanted, candidate=None, attempts=1, error="")
+    # an operator who starts another rollout of a refused package has a reason: the device was mended, say
+    is_retry = state.desired is None or state.desired.rollout != wanted.rollout
+    fresh = replace(
+        state,
+        phase=Phase.RESOLVING,
+        desired=wanted,
+        candidate=None,
+        attempts=1,
+        error="",
+        refused={} if is_retry else state.refused,
+    )
     return fresh, (Effect.SAVE, Effect.REPORT, Effect.RESOLVE)
 
 
@@ -210,7 +220,7 @@ TRANSITIONS: tuple[tuple[frozenset[Phase] | None, Kind, Callable[[State, Event],
     (None, Kind.STARTED, _resume),
     (_BEFORE_TRIAL, Kind.DONE, _advance),
     (frozenset({Phase.TRIAL}), Kind.DONE, _commit),
-    (frozenset({Phase.VERIFYING}), Kind.LOST, _fetch_again),
+    (frozenset({Phase.VERIFYING, Phase.PROBING}), Kind.LOST, _fetch_again),
     (_WORKING, Kind.AWAY, _wait),
     (_BEFORE_TRIAL, Kind.REFUSED, _refuse),
     (frozenset({Phase.TRIAL}), Kind.REFUSED, _roll_back),

@@ -20,7 +20,7 @@ from typing import Any
 
 from edgeopt_agent.files import write_durably
 from edgeopt_wire.document import from_bytes, to_bytes
-from edgeopt_wire.errors import DocumentError
+from edgeopt_wire.errors import DocumentError, StoreError
 from edgeopt_wire.messages import Event, EventBatch
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,11 @@ class Outbox:
         self._limit = limit
         folder.mkdir(parents=True, exist_ok=True)
         self.id, self._next, self.dropped = self._load()
+        if not self._record.exists():  # before the first event, so that none is ever without its outbox
+            try:
+                self._save()
+            except StoreError as error:  # a full disk must not keep the device from serving
+                _log.error("the outbox is not kept yet: %s", error)
 
     def add(self, kind: str, at: datetime, body: Mapping[str, Any]) -> None:
         """Keep an event.
@@ -88,20 +93,26 @@ class Outbox:
     def _waiting(self) -> list[int]:
         return sorted(int(path.stem) for path in self._folder.glob("*.event") if path.stem.isdigit())
 
+    @property
+    def _record(self) -> Path:
+        return self._folder / "outbox.json"
+
     def _path(self, sequence: int) -> Path:
         return self._folder / f"{sequence:012d}.event"
 
     def _load(self) -> tuple[str, int, int]:
         try:
-            record = json.loads((self._folder / "outbox.json").read_bytes())
+            record = json.loads(self._record.read_bytes())
             identity, following, dropped = str(record["id"]), int(record["next"]), int(record["dropped"])
         except (OSError, ValueError, KeyError, TypeError):
             identity, following, dropped = uuid.uuid4().hex, 1, 0
             for sequence in self._waiting():  # numbers of another life
                 self._path(sequence).unlink(missing_ok=True)
+                dropped += 1
+            self._record.unlink(missing_ok=True)
         waiting = self._waiting()
         return identity, max(following, waiting[-1] + 1 if waiting else 1), dropped
 
     def _save(self) -> None:
         record = {"id": self.id, "next": self._next, "dropped": self.dropped}
-        write_durably(self._folder / "outbox.json", json.dumps(record).encode())
+        write_durably(self._record, json.dumps(record).encode())

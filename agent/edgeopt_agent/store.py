@@ -113,7 +113,7 @@ class Store:
         if _file_digest(package) != index.sha256:
             self.incoming(index).discard()
             raise TrustError(
-                f"{index.name} {index.version}: the package on disk is not what was signed; fetched again"
+                f"{index.name} {index.version}: its chunks make another package than the index says; publish it again"
             )
         target = self.slot(index.name, slot)
         self._empty_slot(target)

@@ -55,6 +55,8 @@ MAX_META_BYTES = 8 * 1024 * 1024
 FIRST_WINDOW, MAX_WINDOW = 4, 32
 CHUNK_TIMEOUT_S = 5.0
 """Silence after which what is missing of the window is asked for again."""
+MAX_WRONG_CHUNKS = 8
+"""Chunks in one pull that are not what was signed, before it is put off."""
 MAX_SILENT_ROUNDS = 6
 """Rounds of silence, each with half the window, before the pull is put off."""
 
@@ -124,7 +126,7 @@ class MqttTransport:
         self._require_online()
         waiting = list(missing)
         asked: set[int] = set()
-        window, silent = FIRST_WINDOW, 0
+        window, silent, wrong = FIRST_WINDOW, 0, 0
         self._drain()
         while waiting or asked:
             while waiting and len(asked) < window:
@@ -151,11 +153,11 @@ class MqttTransport:
                     _log.warning(
                         "chunk %d of %s is not what was signed; asked for again", number, index.sha256[:12]
                     )
-                    silent += 1
+                    wrong += 1
                     waiting.append(number)
-                    if silent > MAX_SILENT_ROUNDS:
+                    if wrong > MAX_WRONG_CHUNKS:
                         raise TransportError(
-                            f"chunk {number} of {index.sha256[:12]} comes wrong again and again"
+                            f"{wrong} chunks of {index.sha256[:12]} came wrong, the last is {number}; later again"
                         )
 
     def report(self, reported: Reported) -> None:
@@ -176,7 +178,6 @@ class MqttTransport:
     def close(self) -> None:
         """Say offline and end."""
         self._stopping.set()
-        self._lost.set()
         if self._online.is_set():
             info = self._client.publish(
                 self._topic("presence"), self._presence(online=False), qos=1, retain=True
@@ -184,7 +185,8 @@ class MqttTransport:
             try:
                 info.wait_for_publish(2)
             except (ValueError, RuntimeError):
-                _log.debug("the good-bye was not sent; the will says it")
+                _log.debug("the good-bye was not sent")
+        self._lost.set()
         if self._thread.is_alive():
             self._thread.join(5)
 
@@ -204,6 +206,8 @@ class MqttTransport:
     def _connect_once(self) -> None:
         """Connect and stay until the connection is lost."""
         self._lost.clear()
+        if self._stopping.is_set():
+            return
         self._client = self._make_client()
         self._client.connect(self._options.host, self._options.port, keepalive=KEEPALIVE_S, clean_start=True)
         self._client.loop_start()
@@ -316,9 +320,9 @@ class MqttTransport:
             except queue.Empty:
                 continue
             if what == "refused":
-                refused = from_bytes(PullRefused, payload)
-                if refused.sha256 == index.sha256:
-                    raise TransportError(f"the package is refused: {refused.reason}")
+                reason = _refusal(payload, index)
+                if reason:
+                    raise TransportError(f"the package is refused: {reason}")
             elif what == "chunk" and len(rest) == 2 and rest[0] == index.sha256[:16] and rest[1].isdigit():
                 return int(rest[1]), payload
         return None, b""
@@ -342,6 +346,16 @@ class MqttTransport:
     def _presence(self, *, online: bool) -> bytes:
         who = self._identity
         return to_bytes(Presence(who.device, online, who.session, who.agent_version))
+
+
+def _refusal(payload: bytes, index: PackageIndex) -> str:
+    """Why this package is refused; empty if it is not, or if what came cannot be read."""
+    try:
+        refused = from_bytes(PullRefused, payload)
+    except DocumentError as error:
+        _log.warning("a refusal is ignored: %s", error)
+        return ""
+    return (refused.reason or "no reason given") if refused.sha256 == index.sha256 else ""
 
 
 def _runs(numbers: Sequence[int]) -> tuple[tuple[int, int], ...]:
