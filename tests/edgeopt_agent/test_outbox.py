@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events wait on disk until they are acknowledged; what cannot be kept is counted."""
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+from edgeopt_agent.outbox import BATCH_EVENTS, Outbox
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=timezone.utc)
+
+
+def filled(folder: Path, count: int, limit: int = 100) -> Outbox:
+    outbox = Outbox(folder, "d1", limit)
+    for number in range(count):
+        outbox.add("phase", NOW, {"number": number})
+    return outbox
+
+
+def numbers(outbox: Outbox) -> list[int]:
+    batch = outbox.batch()
+    return [event.body["number"] for event in batch.events] if batch else []
+
+
+def test_events_survive_a_start_in_order(tmp_path: Path) -> None:
+    before = filled(tmp_path, 3)
+    after = Outbox(tmp_path, "d1")
+    assert (after.id, numbers(after)) == (before.id, [0, 1, 2])
+
+
+def test_events_stay_until_they_are_acknowledged(tmp_path: Path) -> None:
+    outbox = filled(tmp_path, 3)
+    assert numbers(outbox) == numbers(outbox) == [0, 1, 2]
+    outbox.acknowledge(outbox.id, 2)
+    assert numbers(outbox) == [2]
+
+
+def test_acknowledgement_of_another_outbox_means_nothing(tmp_path: Path) -> None:
+    outbox = filled(tmp_path, 2)
+    outbox.acknowledge("somebody else", 2)
+    assert len(outbox) == 2
+
+
+def test_beyond_the_bound_the_oldest_goes_and_is_counted_for_ever(tmp_path: Path) -> None:
+    outbox = filled(tmp_path, 7, limit=4)
+    assert (numbers(outbox), outbox.dropped) == ([3, 4, 5, 6], 3)
+    again = Outbox(tmp_path, "d1", 4)
+    batch = again.batch()
+    assert batch is not None and batch.dropped == 3
+
+
+def test_sequence_numbers_never_come_twice(tmp_path: Path) -> None:
+    outbox = filled(tmp_path, 2)
+    outbox.acknowledge(outbox.id, 2)
+    again = Outbox(tmp_path, "d1")
+    again.add("phase", NOW, {"number": 9})
+    batch = again.batch()
+    assert batch is not None and [event.sequence for event in batch.events] == [3]
+
+
+def test_lost_record_starts_another_outbox_and_counts_what_it_lost(tmp_path: Path) -> None:
+    before = filled(tmp_path, 3)
+    (tmp_path / "outbox.json").write_bytes(b"\0")
+    after = Outbox(tmp_path, "d1")
+    assert after.id != before.id
+    assert (len(after), after.dropped) == (0, 3)
+
+
+def test_event_that_the_disk_damaged_is_counted_and_does_not_block_the_rest(tmp_path: Path) -> None:
+    outbox = filled(tmp_path, 3)
+    (tmp_path / "000000000001.event").write_bytes(b"\xff")
+    assert (numbers(outbox), outbox.dropped) == ([1, 2], 1)
+
+
+def test_batch_is_bounded(tmp_path: Path) -> None:
+    outbox = filled(tmp_path, BATCH_EVENTS + 5)
+    assert numbers(outbox) == list(range(BATCH_EVENTS))
+
+
+def test_first_record_is_there_before_the_first_event(tmp_path: Path) -> None:
+    first = Outbox(tmp_path, "d1")
+    assert Outbox(tmp_path, "d1").id == first.id
