@@ -47,7 +47,7 @@ ROUNDS = 2
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What the command line asks for."""
+    """What the command line asks for. `quick` measures shorter and once, for a first look."""
 
     model: str
     device: str
@@ -57,6 +57,7 @@ class BuildRequest:
     budget: Budget = field(default_factory=Budget)
     recipe: Recipe = field(default_factory=Recipe)
     output: Path = Path()
+    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
             bench=bench,
         )
         manifest = replace(manifest, variants=_with_quality(manifest.variants, plan, validation))
-        measured = _measure(stage, manifest, plan, progress)
+        measured = _measure(stage, manifest, plan, progress, quick=request.quick)
         work = Work(request, plan, made, loaded.source, manifest, validation, measured)
         with progress.stage("package and report"):
             return _finish(work, stage, progress)
@@ -219,12 +220,15 @@ def _with_quality(variants: tuple[Variant, ...], plan: Plan, validation: Validat
     )
 
 
-def _measure(stage: Path, manifest: Manifest, plan: Plan, progress: Progress) -> dict[str, Measurement]:
-    from edgeopt.measure import measure
+def _measure(
+    stage: Path, manifest: Manifest, plan: Plan, progress: Progress, *, quick: bool
+) -> dict[str, Measurement]:
+    from edgeopt.measure import QUICK, ProbeBudget, measure
 
     here = [candidate.id for candidate in plan.candidates if candidate.accelerator == "cpu"]
     write_manifest(stage, manifest)
-    with progress.stage("measure", len(here) * ROUNDS) as step:
+    rounds = 1 if quick else ROUNDS
+    with progress.stage("measure", len(here) * rounds) as step:
         return measure(
             stage,
             here,
@@ -232,7 +236,8 @@ def _measure(stage: Path, manifest: Manifest, plan: Plan, progress: Progress) ->
             device_id=HOST,
             device_class="host",
             stand_in_for="" if plan.device.id == "host" else plan.device.id,
-            rounds=ROUNDS,
+            budget=QUICK if quick else ProbeBudget(),
+            rounds=rounds,
             progress=lambda *_: step.advance(),
         )
 

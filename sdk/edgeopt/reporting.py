@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,9 @@ from edgeopt.artifacts import Made
 from edgeopt.plan import BASELINE, Candidate, Plan
 from edgeopt.report import document
 from edgeopt.validate import Validation
+from edgeopt_converters import graph
+from edgeopt_profiles import support
+from edgeopt_profiles.operators import Operator
 from edgeopt_wire.document import to_json
 from edgeopt_wire.manifest import Manifest
 from edgeopt_wire.measurement import Measurement
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
     from edgeopt.build import BuildRequest
     from edgeopt.progress import Progress
     from edgeopt.sources import Source
+
+
+EDGES = ("QuantizeLinear", "DequantizeLinear", "QUANTIZE", "DEQUANTIZE")
+"""What only changes between floats and integers; it computes nothing of the model."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +87,9 @@ def _choose(work: Work, candidate: Candidate) -> Choice:
 def build_report(work: Work, choices: Mapping[str, Choice], progress: Progress) -> document.BuildReport:
     """Put everything into one document."""
     plan, manifest, validation, measured = work.plan, work.manifest, work.validation, work.measured
-    placements = {name: _placement(entry) for name, entry in work.made.items()}
+    operators = {name: graph.of(entry.model()).operators for name, entry in work.made.items()}
     candidates = tuple(
-        _candidate(work, candidate, choices[candidate.id], placements[candidate.artifact])
+        _candidate(work, candidate, choices[candidate.id], operators[candidate.artifact])
         for candidate in plan.candidates
     )
     warnings = list(validation.warnings)
@@ -117,15 +124,12 @@ def repeatable(report: document.BuildReport) -> document.BuildReport:
 
 
 def _candidate(
-    work: Work,
-    candidate: Candidate,
-    choice: Choice,
-    placement: tuple[int, tuple[document.FloatOperator, ...]],
+    work: Work, candidate: Candidate, choice: Choice, operators: Sequence[Operator]
 ) -> document.Candidate:
     plan, made, manifest, measured = work.plan, work.made, work.manifest, work.measured
     artifact = plan.artifact(candidate.artifact)
-    operators, floats = placement
-    is_integer = artifact.precision == "int8"
+    left_out = _left_out(candidate, operators) if artifact.precision == "int8" else ()
+    counted = sum(1 for operator in operators if operator.type not in EDGES)
     return document.Candidate(
         id=candidate.id,
         runtime=candidate.runtime,
@@ -140,9 +144,9 @@ def _candidate(
         measurement=measured.get(candidate.id),
         times_faster=_times_faster(candidate, measured),
         times_smaller=round(made[BASELINE].size_bytes / made[candidate.artifact].size_bytes, 3),
-        operators=operators,
-        integer_operators=operators - len(floats) if is_integer else 0,
-        float_operators=floats if is_integer else (),
+        operators=counted,
+        integer_operators=counted - len(left_out) if artifact.precision == "int8" else 0,
+        float_operators=left_out,
         notes=made[candidate.artifact].description.notes,
     )
 
@@ -155,19 +159,11 @@ def _times_faster(candidate: Candidate, measured: Mapping[str, Measurement]) -> 
     return round(reference.timing.p50_ns / own.timing.p50_ns, 3)
 
 
-def _placement(made: Made) -> tuple[int, tuple[document.FloatOperator, ...]]:
-    """Count operators and name those that compute in floats."""
-    from edgeopt_converters import graph
-
-    operators = graph.of(made.model()).operators
-    edges = ("QuantizeLinear", "DequantizeLinear", "QUANTIZE", "DEQUANTIZE")
-    computing = [operator for operator in operators if operator.type not in edges]
-    floats = tuple(
-        document.FloatOperator(operator.name, operator.type, f"computes in {operator.dtype}")
-        for operator in computing
-        if operator.dtype.startswith("float")
-    )
-    return len(computing), floats
+def _left_out(candidate: Candidate, operators: Sequence[Operator]) -> tuple[document.FloatOperator, ...]:
+    """What the rules of the candidate's runtime or accelerator leave in floats or to the CPU, and why."""
+    rules = support.find(candidate.runtime if candidate.accelerator == "cpu" else candidate.accelerator)
+    found = rules.place(operators).left_out
+    return tuple(document.FloatOperator(op.name, op.type, op.reason) for op in found if op.type not in EDGES)
 
 
 def _decisions(work: Work, choices: Mapping[str, Choice]) -> tuple[document.Decision, ...]:

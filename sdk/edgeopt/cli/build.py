@@ -54,6 +54,7 @@ def _devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 )
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder of finished stages.")
 @click.option("--no-cache", is_flag=True, help="Make every stage again and keep none.")
+@click.option("--quick", is_flag=True, help="Measure shorter and once, for a first look.")
 @click.option("--dry-run", is_flag=True, help="Show what would be made, and stop.")
 @json_option
 def command(
@@ -96,6 +97,7 @@ def _request(
     max_size: str | None,
     recipe: Path | None,
     output: Path,
+    quick: bool,
 ) -> BuildRequest:
     from edgeopt.budget import Budget, parse_duration_ns, parse_share, parse_size_bytes
     from edgeopt.build import BuildRequest
@@ -115,6 +117,7 @@ def _request(
         budget=budget,
         recipe=load_recipe(recipe) if recipe else Recipe(),
         output=output,
+        quick=quick,
     )
 
 

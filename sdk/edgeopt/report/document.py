@@ -23,7 +23,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class FloatOperator:
-    """An operator of an integer variant that still computes in floats, and why."""
+    """An operator of an integer variant that computes in floats, or not on the accelerator, and why."""
 
     name: str
     type: str

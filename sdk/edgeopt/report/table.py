@@ -18,10 +18,10 @@ def print_table(console: Console, report: BuildReport) -> None:
     samples = next((c.quality.samples for c in report.candidates if c.quality), 0)
     title = f"{report.model} {report.version} for {report.device}: measured on {samples} samples"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1), header_style="underline")
-    for heading in ("candidate", "MB", "top-1", "agree", "SQNR", "p50 ms", "p90 ms", "x float", ""):
+    for heading in ("candidate", "MB", "top-1", "agree", "SQNR", "p50 ms", "p90 ms", "x float", "ship"):
         table.add_column(heading, justify="left" if heading == "candidate" else "right", no_wrap=True)
     for candidate in report.candidates:
-        mark = "shipped" if candidate.shipped else ""
+        mark = "yes" if candidate.shipped else ""
         table.add_row(*cells(candidate), mark, style="" if candidate.shipped else "dim")
     console.print(table)
     for candidate in report.candidates:
