@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
+FAULT_PAUSE_S = 5.0
 RESEND_EVENTS_S = 20.0
 """Events that were sent and not acknowledged are sent again after this long."""
 
@@ -117,7 +118,11 @@ class Agent:
         """Run until `stop`."""
         self.start()
         while not self._stop.is_set():
-            self.tick(TICK_S)
+            try:
+                self.tick(TICK_S)
+            except Exception:  # noqa: BLE001 - the outermost loop: the device serves on and says what happened
+                _log.exception("unexpected; the agent goes on in %.0f s", FAULT_PAUSE_S)
+                self._stop.wait(FAULT_PAUSE_S)
         self.transport.close()
 
     def tick(self, wait_s: float = 0.0) -> None:

@@ -81,7 +81,7 @@ class Trust:
             )
         try:
             found = Envelope.from_dict(parse_json(envelope, "desired envelope"))
-        except (KeyError, ValueError, TypeError, FormatError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, FormatError) as error:
             raise TrustError(f"the desired document has no readable envelope: {error}") from error
         keys, threshold = self._director()
         try:

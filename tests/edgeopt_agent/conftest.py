@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packages of null models, extracted, with golden samples: what an agent finds in a slot."""
+"""Packages of null models with golden samples, and a signed repository of them with its director."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from edgeopt.keys import create_keys, load_signer
+from edgeopt.publish import publish
+from edgeopt_wire.archive import write_archive
 from edgeopt_wire.document import canonical_bytes, to_bytes
+from edgeopt_wire.index import PackageIndex
 from edgeopt_wire.manifest import Compatible, FileEntry, Manifest, Provenance, Variant
+from edgeopt_wire.messages import DESIRED_TYPE, Desired, DesiredModel
 from edgeopt_wire.tensor import TensorSpec
 
 IMAGE = TensorSpec("image", (1, 2, 4, 4), "float32", "NCHW")
@@ -101,3 +108,67 @@ def make_package() -> MakePackage:
 @pytest.fixture
 def rewrite_package() -> MakePackage:
     return rewrite
+
+
+class Publisher:
+    """Keys, a repository folder and a director, made with the SDK; `now` is when things are signed."""
+
+    def __init__(self, folder: Path, now: datetime | None = None) -> None:
+        self.folder = folder
+        self.keys, self.repository = folder / "keys", folder / "repository"
+        self.now = now or datetime.now(timezone.utc).replace(microsecond=0)
+        create_keys(self.keys)
+
+    def add(self, version: str = "1", **options: Any) -> PackageIndex:
+        """Publish a package of one null model; `options` go to the null model."""
+        work = self.folder / f"package-{version}"
+        changes = {key: options.pop(key) for key in ("compatible",) if key in options}
+        manifest = write_package(work, {"a": options}, version=version)
+        if changes:
+            manifest = replace(manifest, **changes)
+            (work / "manifest.json").write_bytes(to_bytes(manifest))
+        path = self.folder / f"tiny-{version}-host.edgeopt"
+        with path.open("w+b") as file:
+            write_archive(file, {p.relative_to(work).as_posix(): p for p in work.rglob("*") if p.is_file()})
+        return publish(path, self.repository, self.keys, now=self.now).index
+
+    @property
+    def root(self) -> Path:
+        return self.repository / "metadata" / "1.root.json"
+
+    def files(self) -> dict[str, bytes]:
+        """Metadata and targets by their names in the repository."""
+        found = [p for part in ("metadata", "targets") for p in (self.repository / part).rglob("*") if p.is_file()]
+        return {path.relative_to(self.repository).as_posix(): path.read_bytes() for path in found}
+
+    def blobs(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (self.repository / "blobs").iterdir()}
+
+    def desire(
+        self,
+        revision: int,
+        *versions: str,
+        device: str = "d1",
+        rollout: str = "",
+        role: str = "director",
+        lifetime: timedelta = timedelta(days=7),
+        payload_type: str = DESIRED_TYPE,
+    ) -> bytes:
+        """A signed document that wants `versions` of tiny (one or none)."""
+        from securesystemslib.dsse import Envelope
+
+        models = tuple(DesiredModel("tiny", v, f"models/tiny/{v}/host.json", rollout) for v in versions)
+        desired = Desired(device, revision, self.now, self.now + lifetime, models)
+        envelope = Envelope(to_bytes(desired), payload_type, {})
+        envelope.sign(load_signer(self.keys, role))
+        return json.dumps(envelope.to_dict()).encode()
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Publisher:
+    return Publisher(tmp_path / "publisher")
+
+
+@pytest.fixture
+def make_publisher() -> type[Publisher]:
+    return Publisher
