@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ class Publisher:
     def __init__(self, folder: Path, now: datetime | None = None) -> None:
         self.folder = folder
         self.keys, self.repository = folder / "keys", folder / "repository"
-        self.now = now or datetime.now(timezone.utc).replace(microsecond=0)
+        self.now = now or datetime.now(UTC).replace(microsecond=0)
         create_keys(self.keys)
 
     def add(self, version: str = "1", **options: Any) -> PackageIndex:
@@ -138,7 +138,9 @@ class Publisher:
 
     def files(self) -> dict[str, bytes]:
         """Metadata and targets by their names in the repository."""
-        found = [p for part in ("metadata", "targets") for p in (self.repository / part).rglob("*") if p.is_file()]
+        found = [
+            p for part in ("metadata", "targets") for p in (self.repository / part).rglob("*") if p.is_file()
+        ]
         return {path.relative_to(self.repository).as_posix(): path.read_bytes() for path in found}
 
     def blobs(self) -> dict[str, bytes]:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Events wait on disk until they are acknowledged; what cannot be kept is counted."""
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from edgeopt_agent.outbox import BATCH_EVENTS, Outbox
 
-NOW = datetime(2026, 11, 23, 12, 0, tzinfo=timezone.utc)
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 
 def filled(folder: Path, count: int, limit: int = 100) -> Outbox:

@@ -120,7 +120,9 @@ def test_download_goes_on_where_the_power_cut_ended_it(
     assert Store(store.folder).incoming(index).missing() == list(range(2, len(index.chunks)))
 
 
-def test_bit_that_flips_on_the_disk_costs_one_chunk(store: Store, package: tuple[PackageIndex, bytes]) -> None:
+def test_bit_that_flips_on_the_disk_costs_one_chunk(
+    store: Store, package: tuple[PackageIndex, bytes]
+) -> None:
     index, raw = package
     put_all(store, index, raw)
     path = store.folder / "incoming" / index.sha256
@@ -152,7 +154,9 @@ def test_disk_that_fills_while_room_is_taken_says_so(
         store.incoming(package[0]).reserve()
 
 
-def test_staged_slot_holds_the_package_and_is_whole(store: Store, package: tuple[PackageIndex, bytes]) -> None:
+def test_staged_slot_holds_the_package_and_is_whole(
+    store: Store, package: tuple[PackageIndex, bytes]
+) -> None:
     index, raw = package
     put_all(store, index, raw)
     manifest = store.stage(index, "A")
@@ -211,7 +215,9 @@ def test_cleaning_never_touches_what_is_active_previous_or_on_its_way(
     state = State("tiny", active=Installed("A", "1", index.sha256), candidate=candidate)
     store.clean({"tiny": state})
     assert store.is_whole("tiny", "A", index.sha256)
-    assert [path.name for path in (store.folder / "incoming").glob("*") if path.suffix == ""] == [index.sha256]
+    assert [path.name for path in (store.folder / "incoming").glob("*") if path.suffix == ""] == [
+        index.sha256
+    ]
 
 
 def test_model_name_cannot_leave_the_state_directory(store: Store) -> None:
