@@ -43,7 +43,8 @@ def test_happy_path_goes_through_every_phase_in_order() -> None:
     state, effects = step(State("tiny", active=OLD), Event(Kind.DESIRED, desired=WANTED))
     seen = [state.phase]
     while state.phase in WORK:
-        assert effects[0] is Effect.SAVE and effects[-1] is WORK[state.phase]
+        assert effects[0] is Effect.SAVE
+        assert effects[-1] is WORK[state.phase]
         state, effects = step(state, Event(Kind.DONE, installed=NEW))
         seen.append(state.phase)
     assert seen == [

@@ -45,7 +45,8 @@ def test_beyond_the_bound_the_oldest_goes_and_is_counted_for_ever(tmp_path: Path
     assert (numbers(outbox), outbox.dropped) == ([3, 4, 5, 6], 3)
     again = Outbox(tmp_path, "d1", 4)
     batch = again.batch()
-    assert batch is not None and batch.dropped == 3
+    assert batch is not None
+    assert batch.dropped == 3
 
 
 def test_sequence_numbers_never_come_twice(tmp_path: Path) -> None:
@@ -54,7 +55,8 @@ def test_sequence_numbers_never_come_twice(tmp_path: Path) -> None:
     again = Outbox(tmp_path, "d1")
     again.add("phase", NOW, {"number": 9})
     batch = again.batch()
-    assert batch is not None and [event.sequence for event in batch.events] == [3]
+    assert batch is not None
+    assert [event.sequence for event in batch.events] == [3]
 
 
 def test_lost_record_starts_another_outbox_and_counts_what_it_lost(tmp_path: Path) -> None:

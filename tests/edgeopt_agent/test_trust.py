@@ -125,7 +125,7 @@ def test_expired_desired_document_is_refused(device: Device, publisher: Publishe
 
 
 def test_other_signed_payload_is_not_taken_for_a_wish(device: Device, publisher: Publisher) -> None:
-    with pytest.raises(TrustError, match="expected application/vnd.edgeopt.desired"):
+    with pytest.raises(TrustError, match=r"expected application/vnd\.edgeopt\.desired"):
         device.trust.open_desired(publisher.desire(1, "1", payload_type="text/plain"), "d1")
 
 

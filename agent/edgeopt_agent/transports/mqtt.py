@@ -50,6 +50,7 @@ FIRST_DELAY_S, MAX_DELAY_S = 1.0, 60.0
 SETTLED_S = 60.0
 """A session that lasted this long resets the delay."""
 REPLY_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 15.0
 ANSWERS_LENGTH = 512
 MAX_META_BYTES = 8 * 1024 * 1024
 FIRST_WINDOW, MAX_WINDOW = 4, 32
@@ -212,7 +213,12 @@ class MqttTransport:
         self._client.connect(self._options.host, self._options.port, keepalive=KEEPALIVE_S, clean_start=True)
         self._client.loop_start()
         try:
-            self._lost.wait()
+            if not self._lost.wait(CONNECT_TIMEOUT_S):
+                if not self._online.is_set():
+                    raise TimeoutError(
+                        f"it took the connection and said nothing for {CONNECT_TIMEOUT_S:.0f} s"
+                    )
+                self._lost.wait()
         finally:
             self._online.clear()
             self._client.disconnect()
