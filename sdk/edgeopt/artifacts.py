@@ -133,10 +133,11 @@ def make_artifacts(
                 f"{artifact.id} needs calibration data: give --calibration DATA (a folder of images, an .npz file or "
                 "module:factory), or ask for other precisions in the recipe"
             )
-    floats = {name: _lower(name, source, bench) for name in plan.formats}
+    floats = {name: _lower(name, source.model, source.sha256, bench) for name in plan.formats}
+    bases = _rounded(plan, source, floats, samples=samples, recipe=recipe, bench=bench)
     made: dict[str, Made] = {}
     for artifact in plan.artifacts:
-        base = floats[artifact.format]
+        base = bases[artifact.format] if artifact.precision == "int8" else floats[artifact.format]
         if artifact.pass_name:
             order = _order(artifact, base, source, samples, recipe)
             made[artifact.id] = _optimize(artifact, base, order, samples, bench)
@@ -145,20 +146,55 @@ def make_artifacts(
     return made
 
 
-def _lower(target: str, source: Source, bench: Workbench) -> Made:
+def _rounded(
+    plan: Plan,
+    source: Source,
+    floats: Mapping[str, Made],
+    *,
+    samples: Samples | None,
+    recipe: Recipe,
+    bench: Workbench,
+) -> dict[str, Made]:
+    """The float models that int8 artifacts start from: weights on the int8 grid, decided once for every format.
+
+    The rounded ONNX model enters the other formats through the hub. Where an operator of it cannot, that format keeps
+    weights rounded to nearest, and a note says so.
+    """
+    per_channel = all(artifact.scheme is None or artifact.scheme.per_channel for artifact in plan.artifacts)
+    has_int8 = any(artifact.precision == "int8" for artifact in plan.artifacts)
+    if not has_int8 or samples is None or recipe.rounding == "nearest" or not per_channel:
+        return dict(floats)
+    artifact = Artifact("onnx-rounded", "onnx", "fp32")
+    base = floats.get("onnx") or _lower("onnx", source.model, source.sha256, bench)
+    order = Order(samples=_Adapted(samples, source.model.inputs, base.description.inputs))
+    rounded = _optimize(artifact, base, order, samples, bench, by="round_weights")
+    found = dict(floats)
+    found["onnx"] = rounded
+    for name in plan.formats:
+        if name != "onnx":
+            try:
+                found[name] = _lower(name, rounded.model(), file_digest(rounded.file), bench, of="rounded ")
+            except UnsupportedError as error:
+                note = f"weights rounded to nearest, because the rounded model cannot be lowered to {name}: {error}"
+                described = replace(floats[name].description, notes=(*floats[name].description.notes, note))
+                found[name] = replace(floats[name], description=described)
+    return found
+
+
+def _lower(target: str, model: Model, digest: str, bench: Workbench, of: str = "") -> Made:
     key = {
         "stage": "lower",
-        "source": source.sha256,
-        "from": source.model.format,
+        "source": digest,
+        "from": model.format,
         "to": target,
-        "name": source.model.name,
-        "inputs": to_json(source.model.inputs),
+        "name": model.name,
+        "inputs": to_json(model.inputs),
     }
     artifact = Artifact(f"{target}-fp32", target, "fp32")
     folder = bench.stage(
-        f"lower to {target}",
+        f"lower {of}to {target}",
         key,
-        lambda entry, _: _write(entry, conversion.convert(source.model, target), ()),
+        lambda entry, _: _write(entry, conversion.convert(model, target), ()),
         describe=lambda entry: f"{(entry / MODEL_FILE).stat().st_size / 1e6:.2f} MB",
     )
     return _read(folder, artifact)
@@ -176,12 +212,19 @@ def _order(artifact: Artifact, base: Made, source: Source, samples: Samples | No
 
 
 def _optimize(
-    artifact: Artifact, base: Made, order: Order, samples: Samples | None, bench: Workbench
+    artifact: Artifact,
+    base: Made,
+    order: Order,
+    samples: Samples | None,
+    bench: Workbench,
+    *,
+    by: str = "",
 ) -> Made:
-    module = seam.load("edgeopt.passes", artifact.pass_name)
+    by = by or artifact.pass_name
+    module = seam.load("edgeopt.passes", by)
     is_calibrated = bool(order.samples)
     key = {
-        "stage": artifact.pass_name,
+        "stage": by,
         "base": file_digest(base.file),
         "scheme": to_json(order.scheme),
         "calibration": to_json(order.calibration) if is_calibrated else None,
@@ -196,10 +239,11 @@ def _optimize(
     def describe(folder: Path) -> str:
         return f"{base.size_bytes / 1e6:.2f} -> {(folder / MODEL_FILE).stat().st_size / 1e6:.2f} MB"
 
-    walks = 2 if order.calibration.method == "percentile" else 1
-    total = len(samples) * walks if is_calibrated and samples else None
-    folder = bench.stage(f"{artifact.pass_name} {artifact.id}", key, make, total=total, describe=describe)
-    return _read(folder, artifact)
+    total = module.walks(order, len(samples)) if is_calibrated and samples else None
+    folder = bench.stage(f"{by} {artifact.id}", key, make, total=total, describe=describe)
+    made = _read(folder, artifact)
+    notes = (*base.description.notes, *made.description.notes)
+    return replace(made, description=replace(made.description, notes=notes))
 
 
 @dataclass(frozen=True)

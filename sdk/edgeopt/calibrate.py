@@ -47,6 +47,11 @@ class Calibration:
         if self.samples < 1:
             raise RecipeError(f"calibration needs at least one sample, found {self.samples}")
 
+    @property
+    def walks(self) -> int:
+        """How often the samples are walked over."""
+        return 1 if self.method == "minmax" or self.percentile == 100 else 2
+
 
 def find_ranges(
     observe: Observe,
@@ -65,7 +70,7 @@ def find_ranges(
         RecipeError: There is no sample, or a tensor holds NaN or infinity for one.
     """
     extremes = _find_extremes(observe, samples, on_sample)
-    if calibration.method == "minmax" or calibration.percentile == 100:
+    if calibration.walks == 1:
         return extremes
     narrowed = {name: span for name, span in extremes.items() if name not in keep_full and span[0] < span[1]}
     counts = _count(observe, samples, narrowed, on_sample)

@@ -24,6 +24,7 @@ percentile = 99.999
 samples = 128
 
 [quantize]
+rounding = "gptq"                     # or "nearest": how weights meet the int8 grid
 exclude = ["Softmax"]                 # ONNX operators, by name or type, that stay in float
 
 [[inputs]]                            # only where the model cannot say it itself
@@ -51,6 +52,9 @@ from edgeopt_wire.manifest import check_name
 from edgeopt_wire.tensor import TensorSpec
 
 PRECISIONS = ("int8", "fp16", "fp32")
+ROUNDINGS = ("gptq", "nearest")
+QUANTIZE_KEYS = {"exclude", "rounding"}
+"""What the file keeps in its own table."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Recipe:
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     exclude: tuple[str, ...] = ()
+    rounding: str = "gptq"
     inputs: tuple[TensorSpec, ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,6 +78,8 @@ class Recipe:
                     check_name(text, what)
         except ValueError as error:
             raise RecipeError(str(error)) from error
+        if self.rounding not in ROUNDINGS:
+            raise RecipeError(seam.unknown("rounding", self.rounding, ROUNDINGS))
         for precision in self.precisions:
             if precision not in PRECISIONS:
                 raise RecipeError(seam.unknown("precision", precision, PRECISIONS))
@@ -100,10 +107,10 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def _parse(data: dict[str, Any], path: Path) -> Recipe:
-    known = {entry.name for entry in dataclasses.fields(Recipe)} - {"exclude"} | {"quantize"}
+    known = {entry.name for entry in dataclasses.fields(Recipe)} - QUANTIZE_KEYS | {"quantize"}
     _check_keys(data, known, f"{path}")
     quantize = _table(data, "quantize", path)
-    _check_keys(quantize, {"exclude"}, f"{path} [quantize]")
+    _check_keys(quantize, QUANTIZE_KEYS, f"{path} [quantize]")
     _check_keys(
         _table(data, "calibration", path),
         {entry.name for entry in dataclasses.fields(Calibration)},

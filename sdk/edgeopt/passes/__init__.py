@@ -2,7 +2,8 @@
 """Passes over a model: one module each, its name is verb_object, its source is cited in its docstring.
 
 A pass module offers `FORMATS` (the formats it takes), `EXTRA` (the pip extra that it needs) and
-`apply(model, order) -> Result`. It returns a new model and never touches the one it got; what it could not do stands
+`apply(model, order) -> Result`; one that uses samples also offers `walks(order, available) -> int`, the number of
+samples that it walks over. It returns a new model and never touches the one it got; what it could not do stands
 in `Result.notes`, which the report shows.
 """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,11 @@ def apply(model: Model, order: Order) -> Result:
     return Result(replace(model, program=quantized, inputs=inputs, outputs=outputs_now))
 
 
+def walks(order: Order, available: int) -> int:
+    """How many samples `apply` walks over, for progress."""
+    return available * order.calibration.walks
+
+
 def _checked(order: Order) -> Scheme:
     if order.scheme is None:
         raise RecipeError(
@@ -73,13 +79,17 @@ def _checked(order: Order) -> Scheme:
 def _observer(model: Model) -> Observe:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-    interpreter = Interpreter(
-        model_content=model.program,
-        num_threads=1,
-        experimental_preserve_all_tensors=True,
-        # the delegate fuses tensors away; what it cannot show cannot be calibrated
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # it says that keeping tensors is for debugging; one sample's are kept here
+        interpreter = Interpreter(
+            model_content=model.program,
+            num_threads=1,
+            experimental_preserve_all_tensors=True,
+            # the delegate fuses tensors away; what it cannot show cannot be calibrated
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
     interpreter.allocate_tensors()
     entries = interpreter.get_input_details()
     watched = _activations(model.program)
@@ -128,7 +138,7 @@ def _quantize(model: Model, scheme: Scheme, ranges: Mapping[str, tuple[float, fl
         for name, (low, high) in ranges.items()
     }
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             result = maker.quantize(statistics, enable_progress_bar=False, enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError) as error:
         raise RuntimeFailure(f"quantize_litert: ai-edge-quantizer refused the model: {error}") from error

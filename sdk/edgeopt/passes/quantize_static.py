@@ -11,20 +11,15 @@ Sources: ONNX Runtime, "Quantize ONNX models" (QDQ placement, U8S8 on x86); Tens
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edgeopt.calibrate import Observe, find_ranges
+from edgeopt.calibrate import find_ranges
+from edgeopt.onnx_graphs import fold, observer
 from edgeopt.passes import Order, Result
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError, UnsupportedError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 FORMATS = ("onnx",)
 EXTRA = "onnx"
@@ -44,10 +39,10 @@ def apply(model: Model, order: Order) -> Result:
     from onnxruntime.quantization.registry import QDQRegistry
 
     scheme = _checked(order.scheme)
-    folded = _fold(model.program)
+    folded = fold(model.program)
     outputs = frozenset(output.name for output in folded.graph.output)
     ranges = find_ranges(
-        _observer(folded), order.samples, order.calibration, keep_full=outputs, on_sample=order.on_sample
+        observer(folded), order.samples, order.calibration, keep_full=outputs, on_sample=order.on_sample
     )
     method = CalibrationMethod.MinMax
     data = {name: TensorData(lowest=_f32(low), highest=_f32(high)) for name, (low, high) in ranges.items()}
@@ -76,6 +71,11 @@ def apply(model: Model, order: Order) -> Result:
     return Result(replace(model, program=quantized), _notes(folded, order.exclude))
 
 
+def walks(order: Order, available: int) -> int:
+    """How many samples `apply` walks over, for progress."""
+    return available * order.calibration.walks
+
+
 def _checked(scheme: Scheme | None) -> Scheme:
     if scheme is None:
         raise RecipeError(
@@ -91,48 +91,6 @@ def _checked(scheme: Scheme | None) -> Scheme:
             f"the scheme asks for {scheme.weight_dtype}/{scheme.activation_dtype}/{scheme.io}"
         )
     return scheme
-
-
-def _fold(program: Any) -> Any:
-    """Let ONNX Runtime's basic optimizer fold batch normalization and constants, then infer shapes."""
-    import onnx
-    import onnxruntime as ort
-
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
-        folded = Path(folder) / "folded.onnx"
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(folded)
-        options.log_severity_level = 3
-        ort.InferenceSession(program.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return onnx.shape_inference.infer_shapes(onnx.load(folded), strict_mode=True, data_prop=True)
-
-
-def _observer(program: Any) -> Observe:
-    """Run the float model with every float activation as an output."""
-    import onnx
-    import onnxruntime as ort
-
-    watched = onnx.ModelProto()
-    watched.CopyFrom(program)
-    types = {info.name: info.type.tensor_type for info in (*program.graph.value_info, *program.graph.output)}
-    known = {output.name for output in program.graph.output}
-    for name in (name for node in program.graph.node for name in node.output):
-        tensor = types.get(name)
-        if name and name not in known and (tensor is None or tensor.elem_type == onnx.TensorProto.FLOAT):
-            watched.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = ort.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-
-    def observe(inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-        for name, values in (*inputs.items(), *zip(names, session.run(names, dict(inputs)), strict=True)):
-            if values.dtype.kind == "f":
-                yield name, values
-
-    return observe
 
 
 def _excluded(program: Any, exclude: tuple[str, ...]) -> list[str]:

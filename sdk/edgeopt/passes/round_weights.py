@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Round convolution and matrix weights to the int8 grid so that the layer's output changes least.
+
+Nearest rounding is best for each weight alone and bad for their sum. Here each column of a layer's weights is rounded
+in turn and its error is spread over the columns that are still free, weighted by the second moments of the layer's
+inputs (GPTQ: Frantar et al. 2022, from Optimal Brain Surgeon; for convolutions the inputs are their patches, and
+every channel of a depthwise layer has a small problem of its own). What is left of the mean error goes into the bias
+(Nagel et al. 2019, section 4.2).
+
+Rules:
+- The grid is the one that native quantizers find again: per output channel, symmetric, scale = max|w| / 127. The
+  largest weight of a channel is pinned, so that they find the same scale and thus the very same integers.
+- Weights stay floats that lie on that grid: decided once, lowered everywhere.
+- Memory is bounded: a layer's second moments, one sample's activations, and at most `MAX_POSITIONS` patches of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.onnx_graphs import fold, observer
+from edgeopt.passes import Order, Result
+from edgeopt_converters.model import Model
+from edgeopt_wire.errors import RecipeError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FORMATS = ("onnx",)
+EXTRA = "onnx"
+
+GRID = 127
+SAMPLES = 48
+"""Enough for the second moments: 48 photos give up to 12,000 patches a layer."""
+MAX_POSITIONS = 256
+"""Patches of one sample that enter the moments of one layer, evenly spread."""
+DAMPING = 0.01
+"""Share of the mean diagonal added to it, as in GPTQ: keeps channels that never fire from breaking the inverse."""
+
+
+@dataclass
+class _Layer:
+    """One weight tensor: `groups` problems, each of (outputs, inputs) weights over the same patches."""
+
+    node: Any
+    weight: str
+    bias: str
+    groups: int
+    moments: np.ndarray  # (groups, inputs, inputs), sums of x x^T
+    means: np.ndarray  # (groups, inputs), sums of x
+    count: int = 0
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def apply(model: Model, order: Order) -> Result:
+    """Round the weights of every Conv, Gemm and MatMul whose weight is a constant.
+
+    Raises:
+        RecipeError: There are no calibration samples.
+    """
+    import onnx
+
+    program = fold(model.program)
+    constants = {tensor.name: tensor for tensor in program.graph.initializer}
+    layers = [layer for node in program.graph.node if (layer := _layer(node, constants)) is not None]
+    _gather(program, layers, order)
+    for layer in layers:
+        weight = onnx.numpy_helper.to_array(constants[layer.weight])
+        rounded, shift = _round(layer, weight)
+        constants[layer.weight].CopyFrom(onnx.numpy_helper.from_array(rounded, layer.weight))
+        if layer.bias:
+            bias = onnx.numpy_helper.to_array(constants[layer.bias])
+            constants[layer.bias].CopyFrom(
+                onnx.numpy_helper.from_array((bias + shift).astype(bias.dtype), layer.bias)
+            )
+    return Result(
+        replace(model, program=program), (f"weights of {len(layers)} layers rounded by second moments",)
+    )
+
+
+def walks(order: Order, available: int) -> int:  # noqa: ARG001 - the same for every pass
+    """How many samples `apply` walks over, for progress."""
+    return min(SAMPLES, available)
+
+
+def _layer(node: Any, constants: Mapping[str, Any]) -> _Layer | None:
+    import numpy as np
+    import onnx
+
+    if (
+        node.op_type not in ("Conv", "Gemm", "MatMul")
+        or len(node.input) < 2
+        or node.input[1] not in constants
+    ):
+        return None
+    tensor = constants[node.input[1]]
+    if tensor.data_type != onnx.TensorProto.FLOAT:
+        return None
+    attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+    shape = tuple(tensor.dims)
+    if node.op_type == "Conv":
+        groups = int(attributes.get("group", 1))
+        inputs = int(np.prod(shape[1:]))
+        plain = len(shape) == 4 and attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", "NOTSET")
+        if not plain:
+            return None
+    else:
+        groups = 1
+        if len(shape) != 2 or attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0:
+            return None
+        inputs = shape[1] if attributes.get("transB", 0) else shape[0]
+    bias = node.input[2] if len(node.input) > 2 and node.input[2] in constants else ""
+    return _Layer(
+        node,
+        node.input[1],
+        bias,
+        groups,
+        np.zeros((groups, inputs, inputs)),
+        np.zeros((groups, inputs)),
+        attributes=attributes,
+    )
+
+
+def _gather(program: Any, layers: list[_Layer], order: Order) -> None:
+    """Sum the second moments and means of every layer's input patches over the samples."""
+    import numpy as np
+
+    wanted: dict[str, list[_Layer]] = {}
+    for layer in layers:
+        wanted.setdefault(layer.node.input[0], []).append(layer)
+    observe = observer(program, frozenset(wanted))
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in program.graph.initializer}
+    seen = 0
+    for sample in _first(order.samples, SAMPLES):
+        seen += 1
+        for name, values in observe(sample):
+            for layer in wanted.get(name, ()):
+                patches = _patches(layer, values, shapes[layer.weight]).astype(np.float64)
+                layer.moments += np.einsum("gpi,gpj->gij", patches, patches, optimize=True)
+                layer.means += patches.sum(1)
+                layer.count += patches.shape[1]
+        order.on_sample()
+    if seen == 0:
+        raise RecipeError("round_weights needs calibration samples; give --calibration DATA")
+
+
+def _first(samples: Any, count: int) -> Iterator[Mapping[str, np.ndarray]]:
+    for number, sample in enumerate(samples):
+        if number == count:
+            return
+        yield sample
+
+
+def _patches(layer: _Layer, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The layer's input as (groups, positions, inputs), at most `MAX_POSITIONS` evenly spread positions."""
+    import numpy as np
+
+    if layer.node.op_type != "Conv":
+        flat = values.reshape(-1, values.shape[-1])
+        few: np.ndarray = flat[_spread(len(flat))][None]
+        return few
+    kernel = shape[2:]
+    strides = layer.attributes.get("strides", [1, 1])
+    dilations = layer.attributes.get("dilations", [1, 1])
+    top, left, bottom, right = layer.attributes.get("pads", [0, 0, 0, 0])
+    padded = np.pad(values[0], ((0, 0), (top, bottom), (left, right)))
+    span = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, span, axis=(1, 2))
+    windows = windows[:, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+    channels, height, width = windows.shape[:3]
+    chosen = _spread(height * width)
+    rows = windows[:, chosen // width, chosen % width]  # (channels, positions, kernel, kernel)
+    grouped = rows.reshape(layer.groups, channels // layer.groups, len(chosen), -1)
+    return grouped.transpose(0, 2, 1, 3).reshape(layer.groups, len(chosen), -1)
+
+
+def _spread(count: int) -> np.ndarray:
+    import numpy as np
+
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_POSITIONS)).astype(np.int64))
+
+
+def _round(layer: _Layer, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rounded weight tensor and what the bias must gain, per output channel."""
+    import numpy as np
+
+    matrix = _as_rows(layer, weight)  # (groups, outputs, inputs)
+    largest = np.abs(matrix).max(2, keepdims=True)
+    scale = np.where(largest > 0, largest / GRID, 1.0)
+    integers = np.zeros_like(matrix)
+    if layer.groups == 1:
+        integers[0] = _solve(matrix[0] / scale[0], layer.moments[0])
+    else:
+        for group in range(layer.groups):
+            integers[group] = _solve(matrix[group] / scale[group], layer.moments[group])
+    rounded = integers * scale
+    mean = layer.means / max(layer.count, 1)
+    shift = np.einsum("goi,gi->go", matrix - rounded, mean).reshape(-1)
+    return _from_rows(layer, rounded, weight), shift
+
+
+def _as_rows(layer: _Layer, weight: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    wide = weight.astype(np.float64)
+    if layer.node.op_type != "Conv":
+        return wide[None] if layer.attributes.get("transB", 0) else wide.T[None]
+    rows: np.ndarray = wide.reshape(layer.groups, wide.shape[0] // layer.groups, -1)
+    return rows
+
+
+def _from_rows(layer: _Layer, rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    if layer.node.op_type != "Conv":
+        rows = rows[0] if layer.attributes.get("transB", 0) else rows[0].T
+    return np.ascontiguousarray(rows.reshape(weight.shape).astype(weight.dtype))
+
+
+def _solve(target: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """Round `target` (outputs, inputs), in units of the grid, column by column with error feedback.
+
+    The inverse of the damped second moments is taken once, as its upper Cholesky factor: row j then holds the weights
+    with which column j's error is spread over the columns after it (GPTQ, section 3, step 3).
+    """
+    import numpy as np
+
+    inputs = target.shape[1]
+    order = np.argsort(
+        -np.diag(moments), kind="stable"
+    )  # the most active first: they find all others still free
+    back = np.argsort(order, kind="stable")
+    damped = moments[np.ix_(order, order)].copy()
+    diagonal = np.diag_indices(inputs)
+    damped[diagonal] += DAMPING * max(float(np.mean(damped[diagonal])), 1e-12)
+    factor = np.linalg.cholesky(np.linalg.inv(damped)).T
+    work = target[:, order].copy()
+    pinned = np.abs(work) >= np.abs(work).max(1, keepdims=True)
+    goal = work.copy()
+    result = np.zeros_like(work)
+    for column in range(inputs):
+        rounded = np.clip(np.rint(work[:, column]), -GRID, GRID)
+        rounded = np.where(pinned[:, column], np.rint(goal[:, column]), rounded)
+        result[:, column] = rounded
+        error = (work[:, column] - rounded) / factor[column, column]
+        work[:, column + 1 :] -= np.outer(error, factor[column, column + 1 :])
+    return result[:, back]
