@@ -9,6 +9,8 @@ Rules:
 - Files are written in the order that keeps the old state valid until the last one: blob, targets, N.targets,
   N.snapshot, timestamp. Each is flushed and renamed into its place.
 - Root and targets keys are needed to publish; a control plane that only keeps metadata fresh needs neither.
+- Keys that the newest root does not name for their role are refused before anything is written: what they sign, no
+  device would believe.
 """
 
 from __future__ import annotations
@@ -100,7 +102,13 @@ class Repository:
             raise StoreError(f"cannot read {path} of {self.folder}: {error.strerror}") from error
 
     def add(self, additions: Mapping[str, bytes], blobs: Mapping[str, Path]) -> None:
-        """Publish small targets (path -> bytes) and the blobs (SHA-256 -> file) that they speak of."""
+        """Publish small targets (path -> bytes) and the blobs (SHA-256 -> file) that they speak of.
+
+        Raises:
+            TrustError: A key is none of this repository's.
+            StoreError: The disk refused.
+        """
+        self._check_signers("targets", "snapshot", "timestamp")
         for digest, source in blobs.items():
             _copy(source, self.folder / "blobs" / digest)
         targets = self._newest("targets")
@@ -111,7 +119,13 @@ class Repository:
         self._finish(targets, self._newest("snapshot"), self._newest("timestamp"), first=False)
 
     def freshen(self) -> bool:
-        """Sign snapshot and timestamp again if the timestamp ends soon; return whether it did."""
+        """Sign snapshot and timestamp again if the timestamp ends soon; return whether it did.
+
+        Raises:
+            TrustError: A key is none of this repository's.
+            StoreError: The disk refused.
+        """
+        self._check_signers("snapshot", "timestamp")
         timestamp = self._newest("timestamp")
         if timestamp.signed.expires - self._now > RENEW_BEFORE:
             return False
@@ -125,6 +139,33 @@ class Repository:
             return (self.folder / "metadata" / "1.root.json").read_bytes()
         except OSError as error:
             raise StoreError(f"{self.folder} is no repository; publish a package first") from error
+
+    def _check_signers(self, *roles: str) -> None:
+        known = self._newest_root().signed.roles
+        for role in roles:
+            found = self._signers[role].public_key.keyid
+            if found not in known[role].keyids:
+                raise TrustError(
+                    f"the {role} key {found[:12]} is none of {self.folder}, whose root names "
+                    f"{', '.join(keyid[:12] for keyid in known[role].keyids)}; give the --keys that it was made with"
+                )
+
+    def _newest_root(self) -> Any:
+        from tuf.api.exceptions import RepositoryError
+        from tuf.api.metadata import Metadata
+
+        folder = self.folder / "metadata"
+        versions = [
+            int(number)
+            for path in folder.glob("*.root.json")
+            if (number := path.name.split(".")[0]).isdigit()
+        ]
+        if not versions:
+            raise StoreError(f"{folder} has no root metadata; the repository is not whole")
+        try:
+            return Metadata.from_file(str(folder / f"{max(versions)}.root.json"))
+        except (OSError, RepositoryError, ValueError) as error:
+            raise StoreError(f"cannot read the root metadata of {self.folder}: {error}") from error
 
     def _finish(self, targets: Any, snapshot: Any, timestamp: Any, *, first: bool = True) -> None:
         self._write_role("targets", targets)

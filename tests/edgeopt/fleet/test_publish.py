@@ -193,9 +193,6 @@ def test_repository_that_nobody_freshened_is_refused_by_clients(
         )
 
 
-@pytest.mark.xfail(
-    reason="Repository signs without asking whether its root delegates to the key", strict=True
-)
 def test_keys_of_another_repository_cannot_spoil_this_one(
     make_package: MakePackage, keys: Path, noon: datetime, tmp_path: Path
 ) -> None:
@@ -207,9 +204,6 @@ def test_keys_of_another_repository_cannot_spoil_this_one(
     client_reads(repo, "models/tiny/1/host.json", tmp_path / "client", noon)
 
 
-@pytest.mark.xfail(
-    reason="Repository signs without asking whether its root delegates to the key", strict=True
-)
 def test_freshening_with_foreign_keys_cannot_spoil_the_repository(
     make_package: MakePackage, keys: Path, noon: datetime, tmp_path: Path
 ) -> None:
