@@ -375,9 +375,14 @@ def test_package_reaches_a_device_and_its_latency_reaches_the_ledger(fleet: Runn
     until(lambda: not fleet.get("devices")["devices"][0]["online"], "the will says that the device is gone")
 
 
-@pytest.mark.xfail(reason="uvicorn raises the signal again before run_fleet's clean-up has run", strict=True)
-def test_sigterm_ends_the_fleet_with_0(tmp_path: Path) -> None:
-    assert stop(start_fleet(tmp_path)) == 0
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_the_fleet_its_broker_and_its_database_with_0(tmp_path: Path, number: int) -> None:
+    fleet = start_fleet(tmp_path)
+    assert (tmp_path / "fleet" / "fleet.sqlite-wal").exists()
+    fleet.process.send_signal(number)
+    assert fleet.process.wait(20) == 0
+    assert socket.socket().connect_ex(("127.0.0.1", fleet.mqtt_port)) != 0
+    assert not (tmp_path / "fleet" / "fleet.sqlite-wal").exists()
 
 
 def test_failure_on_the_first_device_halts_and_watch_exits_with_1(fleet: RunningFleet) -> None:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
-from contextlib import ExitStack
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +17,9 @@ from edgeopt.fleet.broker import EmbeddedBroker, free_port
 from edgeopt.keys import Ask, load_signer
 from edgeopt.repository import Repository
 from edgeopt_wire.errors import RecipeError, StoreError, TransportError
+
+SHUTDOWN_S = 5
+"""How long requests in hand may take when the fleet is told to end."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +84,48 @@ def run_fleet(options: FleetOptions, *, ask: Ask | None, on_ready: Callable[[dic
 
         app = make_app(control, Queries(sessions, catalog), connection)
         config = uvicorn.Config(
-            app, host="127.0.0.1", port=options.http_port, log_level="warning", access_log=False
+            app,
+            host="127.0.0.1",
+            port=options.http_port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=SHUTDOWN_S,
         )
         server = uvicorn.Server(config)
-        on_ready(
-            {"http": f"http://127.0.0.1:{options.http_port}", "mqtt": f"mqtt://{address.host}:{address.port}"}
-        )
-        server.run()
+        with _stopped_by_signals(server):
+            on_ready(
+                {
+                    "http": f"http://127.0.0.1:{options.http_port}",
+                    "mqtt": f"mqtt://{address.host}:{address.port}",
+                }
+            )
+            server.run()
 
 
 def utc_now() -> datetime:
     """This moment, whole seconds, UTC."""
     return datetime.now(UTC).replace(microsecond=0)
+
+
+@contextmanager
+def _stopped_by_signals(server: Any) -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the server and nothing else.
+
+    uvicorn raises them again after its own clean-up, and the default would end the process before ours.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:  # noqa: ARG001 - the signature of a signal handler
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _address(options: FleetOptions, stack: ExitStack, make: Any) -> Any:
