@@ -11,6 +11,7 @@ Rules:
 Why not pydantic or msgspec? The device side imports this on every start and must not need a compiled wheel.
 """
 
+import collections
 import dataclasses
 import enum
 import functools
@@ -20,7 +21,7 @@ import types
 import typing
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from edgeopt_wire.errors import DocumentError
 
@@ -53,16 +54,21 @@ def parse_json(raw: bytes, what: str = "document") -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = sorted({key for key in keys if keys.count(key) > 1})
-            raise DocumentError(f"{what}: the key {twice[0]!r} stands twice")
+            counts = collections.Counter(key for key, _ in pairs)
+            raise DocumentError(f"{what}: the key {counts.most_common(1)[0][0]!r} stands twice")
         return found
 
-    def refuse(token: str) -> Any:
-        raise DocumentError(f"{what}: {token} is not a number that JSON knows")
+    def refuse(token: str) -> NoReturn:
+        raise DocumentError(f"{what}: {token[:40]} is not a number that can be kept")
+
+    def finite(token: str) -> float:
+        number = float(token)
+        return number if math.isfinite(number) else refuse(token)
 
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=unique, parse_float=finite, parse_constant=refuse
+        )
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, ValueError) as error:
         raise DocumentError(f"{what}: not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -230,9 +236,16 @@ def _read_scalar(hint: Any, value: Any, path: str) -> Any:
             raise DocumentError(f"{path}: expected a moment, found {type(value).__name__}")
         return parse_moment(value, path)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = _as_float(value, path)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise DocumentError(f"{path}: expected {hint.__name__}, found {type(value).__name__}")
     if hint is float and not math.isfinite(value):
         raise DocumentError(f"{path}: {value} is not finite")
     return value
+
+
+def _as_float(value: int, path: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise DocumentError(f"{path}: the number is too large for a float") from error

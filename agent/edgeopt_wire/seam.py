@@ -42,7 +42,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is no `kind`, with the nearest names first and all known ones after."""
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(repr(near) for near in nearest)}?" if nearest else ""
+    hint = f"; did you mean {' or '.join(repr(near) for near in nearest)}?" if nearest else "."
     return f"unknown {kind} {name!r}{hint} Known: {', '.join(known) or 'none'}"
 
 
