@@ -182,7 +182,9 @@ class Control:
                 rollout = member.rollout
                 if member.status in rules.FINAL or member.offered_at is None:
                     continue
-                status, error = rules.status_of(report, model=rollout.model, version=rollout.version)
+                status, error = rules.status_of(
+                    report, model=rollout.model, version=rollout.version, rollout=str(rollout.id)
+                )
                 if status:
                     member.status, member.error = status, error
                     if status in rules.FINAL:

@@ -2,7 +2,8 @@
 """Pure rules of a rollout: what a device's word means for it, which wave is open, when it widens, halts or ends.
 
 Rules:
-- Only a device's own report counts. Succeeded means: the new package is committed, after its outputs were compared
+- Only a device's own report counts, and only for the rollout that it names: a retained report on an earlier try of
+  the same version says nothing of this one. Succeeded means: the new package is committed, after its outputs were compared
   with golden ones and its variants were measured on the device.
 - Silence is a result: a device that was offered the package and has not finished by the deadline is `timed_out`.
 - A wave opens when every device of the wave before has succeeded, failures allowed by `max_failures` aside.
@@ -61,10 +62,13 @@ class Step:
     reason: str = ""
 
 
-def status_of(report: Reported, *, model: str, version: str) -> tuple[str, str]:
-    """What a report means for a rollout of `version`: (status, error); ("", "") if it says nothing of it."""
+def status_of(report: Reported, *, model: str, version: str, rollout: str) -> tuple[str, str]:
+    """What a report means for a rollout of `version`: (status, error); ("", "") if it says nothing of it.
+
+    A report that names no rollout is taken for any rollout of the version.
+    """
     for entry in report.models:
-        if entry.name != model:
+        if entry.name != model or entry.rollout not in ("", rollout):
             continue
         done = entry.phase in (Phase.COMMITTED, Phase.IDLE) and entry.version == version
         if done and entry.candidate_version in ("", version):

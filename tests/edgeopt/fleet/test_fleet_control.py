@@ -384,7 +384,6 @@ def test_everything_survives_a_restart(fleet: Fleet, tmp_path: Path) -> None:
     engine_of(sessions).dispose()
 
 
-@pytest.mark.xfail(reason="rules.status_of does not look at ReportedModel.rollout", strict=True)
 def test_second_try_of_a_version_is_not_failed_by_the_word_on_the_first(fleet: Fleet) -> None:
     fleet.publish()
     fleet.enrol("d1")

@@ -48,16 +48,25 @@ def report(phase: Phase, version: str = "", candidate: str = "", error: str = ""
 def test_only_the_word_on_this_version_counts(
     phase: Phase, version: str, candidate: str, expected: str
 ) -> None:
-    assert status_of(report(phase, version, candidate), model="tiny", version="2")[0] == expected
+    assert status_of(report(phase, version, candidate), model="tiny", version="2", rollout="7")[0] == expected
 
 
 @pytest.mark.parametrize("phase", list(Phase))
 def test_every_phase_of_a_candidate_has_a_status(phase: Phase) -> None:
-    assert status_of(report(phase, "1", "2"), model="tiny", version="2")[0]
+    assert status_of(report(phase, "1", "2"), model="tiny", version="2", rollout="7")[0]
+
+
+@pytest.mark.parametrize(("named", "expected"), [("7", "failed"), ("", "failed"), ("6", ""), ("77", "")])
+def test_word_on_another_rollout_of_the_same_version_does_not_count(named: str, expected: str) -> None:
+    model = ReportedModel("tiny", Phase.FAILED, version="1", candidate_version="2", rollout=named)
+    said = Reported("d1", "host", "s", 1, "0", (model,))
+    assert status_of(said, model="tiny", version="2", rollout="7")[0] == expected
 
 
 def test_failure_keeps_its_reason() -> None:
-    assert status_of(report(Phase.FAILED, "1", "2", "golden 3.1 dB"), model="tiny", version="2") == (
+    assert status_of(
+        report(Phase.FAILED, "1", "2", "golden 3.1 dB"), model="tiny", version="2", rollout="7"
+    ) == (
         "failed",
         "golden 3.1 dB",
     )
