@@ -70,7 +70,10 @@ def read_data(data: Path, manifest: Manifest) -> dict[str, np.ndarray]:
     signature = manifest.signature_inputs
     try:
         if data.suffix == ".json":
-            return read_inputs(json.loads(data.read_bytes()), signature)
+            body = json.loads(data.read_bytes())
+            if not isinstance(body, dict):
+                raise RecipeError(f'{data}: expected an object with "inputs", found {type(body).__name__}')
+            return read_inputs(body, signature)
         if data.suffix in (".npy", ".npz"):
             loaded = np.load(data, allow_pickle=False)
             given = {signature[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
@@ -79,7 +82,7 @@ def read_data(data: Path, manifest: Manifest) -> dict[str, np.ndarray]:
         raise RecipeError(
             f"{data} has no array {error}; the model takes {[spec.name for spec in signature]}"
         ) from error
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zipfile.BadZipFile) as error:
         raise RecipeError(f"cannot read {data}: {error}") from error
     if not manifest.preprocess:
         raise RecipeError("the package does not say how a photo becomes its input; give a .npy file instead")

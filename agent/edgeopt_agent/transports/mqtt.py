@@ -233,6 +233,7 @@ class MqttTransport:
             CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv5, reconnect_on_failure=False
         )
         client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_socket_open = _no_delay
@@ -255,6 +256,14 @@ class MqttTransport:
         wanted = [("desired", 1), ("ack", 1), ("refused", 1), ("meta-reply", 1)]
         filters = [(self._topic(what), SubscribeOptions(qos=qos)) for what, qos in wanted]
         client.subscribe([*filters, (f"{self._topic('chunk')}/#", SubscribeOptions(qos=0))])
+
+    def _on_subscribe(self, client: Any, _user: Any, _mid: Any, reasons: Any, _properties: Any) -> None:
+        """Online counts from here: what is asked before could be answered into nothing."""
+        refused = [str(reason) for reason in reasons if reason.is_failure]
+        if refused:
+            _log.error("the broker refused a subscription of this device: %s", ", ".join(refused))
+            self._lost.set()
+            return
         client.publish(self._topic("presence"), self._presence(online=True), qos=1, retain=True)
         if self._last_report is not None:
             client.publish(self._topic("reported"), self._last_report, qos=1, retain=True)
