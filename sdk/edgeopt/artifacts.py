@@ -7,10 +7,13 @@ only when one needs it.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +97,20 @@ def tool_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 of the code that makes artifacts, so that a changed pass never meets an old result in the cache."""
+    digest = hashlib.sha256()
+    for package in ("edgeopt", "edgeopt_converters"):
+        folder = Path(str(resources.files(package)))
+        for path in sorted(folder.rglob("*.py")):
+            name = path.relative_to(folder).as_posix()
+            if package != "edgeopt" or name.startswith(("passes/", "evaluate/", "calibrate", "onnx_graphs")):
+                digest.update(f"{package}/{name}\n".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def check_extras(plan: Plan, source: Source) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeopt.artifacts import Made, check_extras, make_artifacts, tool_versions
+from edgeopt.artifacts import Made, check_extras, code_digest, make_artifacts, tool_versions
 from edgeopt.budget import Budget
 from edgeopt.cache import Cache
 from edgeopt.package import GOLDEN_INPUTS, SUFFIX, file_entries, report_path, write_manifest, write_package
@@ -98,7 +98,7 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
         with progress.stage("load") as step:
             loaded = _load(request, plan)
             step.detail = loaded.source.description
-        bench = Workbench(cache, scratch, progress, tool_versions())
+        bench = Workbench(cache, scratch, progress, {**tool_versions(), "code": code_digest()})
         made = make_artifacts(plan, loaded.source, loaded.calibration, request.recipe, bench)
         stage = scratch / "stage"
         manifest = _stage(stage, plan, made, loaded, request)

@@ -14,7 +14,7 @@ from edgeopt.progress import Progress, Step
 
 @dataclass(frozen=True)
 class Workbench:
-    """`scratch` is removed when the build ends; `cache` outlives it; `tools` are versions that enter every key."""
+    """`scratch` is removed when the build ends, `cache` outlives it; `tools` (name -> version) enter every key."""
 
     cache: Cache
     scratch: Path
