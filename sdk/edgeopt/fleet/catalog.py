@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeopt_wire.archive import safe_path
 from edgeopt_wire.document import from_bytes
-from edgeopt_wire.errors import DocumentError, RecipeError, StoreError
+from edgeopt_wire.errors import RecipeError, StoreError
 from edgeopt_wire.index import PackageIndex
 from edgeopt_wire.messages import MAX_META_PAGE_BYTES, MetaReply, MetaRequest, Pull
 
 SERVED = ("metadata/", "targets/")
+MAX_NAME = 400
+"""The longest target: names of 100 characters for model, version and device, a SHA-256, and what joins them."""
 MAX_CHUNKS_A_PULL = 256
 """A device owns its window; a request for more than this is cut, and it asks again."""
 
@@ -86,12 +87,10 @@ class Catalog:
     def answer(self, request: MetaRequest) -> MetaReply:
         """A page of a metadata or target file, or an explicit "there is none"."""
         nothing = MetaReply(request.id, found=False)
-        try:
-            name = safe_path(request.name)
-        except DocumentError:
+        if not _is_served(request.name) or request.offset < 0:
             return nothing
-        path = self.folder / name
-        if not name.startswith(SERVED) or not path.is_file() or request.offset < 0:
+        path = self.folder / request.name
+        if not path.is_file():
             return nothing
         with path.open("rb") as file:
             total = path.stat().st_size
@@ -132,3 +131,10 @@ class Catalog:
             raise StoreError(f"the repository {self.folder} cannot be read: {error}") from error
         found: dict[str, Any] = targets["signed"]["targets"]
         return found
+
+
+def _is_served(name: str) -> bool:
+    """Whether a device may ask for this path: the characters of a package's paths, in a folder that is served."""
+    is_plain = all(c.isascii() and (c.isalnum() or c in "._-/") for c in name)
+    has_odd_part = any(part in ("", ".", "..") for part in name.split("/"))
+    return is_plain and not has_odd_part and len(name) <= MAX_NAME and name.startswith(SERVED)
