@@ -14,7 +14,7 @@ from edgeopt.cli.fleet import fleet_option
 from edgeopt.fleet.client import call
 
 POLL_S = 0.5
-ENDED = ("succeeded", "halted", "aborted")
+ENDED = ("succeeded", "halted", "aborted", "superseded")
 
 
 @click.group("rollout")
@@ -58,7 +58,7 @@ def create(waves: str, deadline: str, url: str, as_json: bool, **named: Any) -> 
 @fleet_option
 @json_option
 def watch(rollout: int, url: str, as_json: bool) -> None:
-    """Watch ROLLOUT until it ends. Exit code 1 if it was halted or aborted."""
+    """Watch ROLLOUT until it ends. Exit code 1 if it was halted, aborted or superseded."""
     from rich.console import Console
     from rich.live import Live
 

@@ -83,6 +83,8 @@ class Control:
     ) -> int:
         """Offer a published version to the chosen devices (all that it fits, if none are named); return its number.
 
+        What older rollouts of the model have not finished on these devices is superseded.
+
         Raises:
             RecipeError: Not published, no device that it fits, an unknown device, or odd waves.
         """
@@ -99,6 +101,7 @@ class Control:
                 max_failures=max_failures,
                 waves=list(waves),
             )
+            self._supersede(session, model, [device.id for device, _ in chosen])
             session.add(rollout)
             session.flush()
             for position, (device, entry) in enumerate(sorted(chosen, key=lambda pair: order[pair[0].id])):
@@ -254,6 +257,15 @@ class Control:
             there = ", ".join(sorted({device.device_class for device in enrolled})) or "none"
             raise RecipeError(f"no enrolled device fits; their classes are: {there}")
         return found
+
+    def _supersede(self, session: Session, model: str, devices: Sequence[str]) -> None:
+        older = (
+            select(Member)
+            .join(Member.rollout)
+            .where(Rollout.model == model, Member.device_id.in_(devices), Member.status.not_in(rules.FINAL))
+        )
+        for member in session.scalars(older):
+            member.status, member.finished_at = rules.SUPERSEDED, self._clock()
 
     def _step(self, rollout: Rollout) -> None:
         now = self._clock()

@@ -8,6 +8,8 @@ Rules:
 - Silence is a result: a device that was offered the package and has not finished by the deadline is `timed_out`.
 - A wave opens when every device of the wave before has succeeded, failures allowed by `max_failures` aside.
 - More failures than allowed halt the rollout: nobody else is offered the package.
+- A device has one rollout of a model in hand: a newer one takes it over (`superseded`). A rollout whose devices have
+  all ended, some of them elsewhere, is `superseded` too: nothing was proved on those.
 """
 
 from __future__ import annotations
@@ -20,11 +22,12 @@ from edgeopt_wire.errors import RecipeError
 from edgeopt_wire.messages import Phase, Reported
 
 SUCCEEDED = "succeeded"
+SUPERSEDED = "superseded"
 FAILURES = ("failed", "rolled_back", "timed_out", "rejected")
-FINAL = (SUCCEEDED, *FAILURES, "superseded", "removed")
+FINAL = (SUCCEEDED, *FAILURES, SUPERSEDED, "removed")
 """Statuses of a device in a rollout that nothing changes any more."""
 
-ENDED = ("succeeded", "halted", "aborted")
+ENDED = ("succeeded", "halted", "aborted", SUPERSEDED)
 """Statuses of a rollout that nothing changes any more."""
 
 _WORKING = {
@@ -91,6 +94,10 @@ def next_step(parts: Sequence[Part], *, now: datetime, deadline: timedelta, max_
         reason = f"{len(failed)} of {len(parts)} devices failed ({', '.join(failed[:3])}), {max_failures} are allowed"
         return Step(timed_out=late, status="halted", reason=reason)
     open_parts = [part for part in parts if now_is[part.device] not in FINAL]
+    replaced = [device for device, status in now_is.items() if status == SUPERSEDED]
+    if not open_parts and replaced:
+        reason = f"a newer rollout took over {len(replaced)} of {len(parts)} devices"
+        return Step(timed_out=late, status=SUPERSEDED, reason=reason)
     if not open_parts:
         return Step(timed_out=late, status="succeeded")
     wave = min(part.wave for part in open_parts)

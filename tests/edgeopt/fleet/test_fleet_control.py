@@ -70,7 +70,7 @@ class Fleet:
             "max_failures": 0,
             **changes,
         }
-        return self.control.create_rollout(model="tiny", version=version, **options)
+        return self.control.create_rollout(**{"model": "tiny", "version": version, **options})
 
     def report(
         self, device: str, phase: Phase, version: str = "", candidate: str = "", rollout: int | str = ""
@@ -397,9 +397,6 @@ def test_second_try_of_a_version_is_not_failed_by_the_word_on_the_first(fleet: F
     assert fleet.statuses(second)[1] == {"d1": "offered"}
 
 
-@pytest.mark.xfail(
-    reason="nothing sets the status superseded; the older rollout halts at its deadline", strict=True
-)
 def test_newer_rollout_supersedes_the_older_one_instead_of_letting_it_time_out(fleet: Fleet) -> None:
     fleet.publish("1")
     fleet.publish("2")
@@ -409,12 +406,27 @@ def test_newer_rollout_supersedes_the_older_one_instead_of_letting_it_time_out(f
     fleet.roll_out("2")
     fleet.control.step()
     assert fleet.desired("d1").models[0].version == "2"
-    assert fleet.statuses(old)[1] == {"d1": "superseded"}
+    assert fleet.statuses(old) == ("superseded", {"d1": "superseded"})
+    fleet.now += timedelta(hours=1)
+    fleet.control.step()
+    assert fleet.statuses(old)[0] == "superseded"
 
 
-@pytest.mark.xfail(
-    reason="safe_path allows 200 characters, a target of allowed names may have more", strict=True
-)
+def test_newer_rollout_leaves_other_models_and_other_devices_alone(fleet: Fleet) -> None:
+    fleet.publish("1")
+    fleet.publish("1", name="other")
+    fleet.publish("2")
+    fleet.enrol("d1", "d2")
+    old = fleet.roll_out("1")
+    other = fleet.roll_out("1", model="other")
+    fleet.control.step()
+    fleet.report("d1", Phase.COMMITTED, version="1", rollout=old)
+    fleet.roll_out("2", devices=["d1"])
+    fleet.control.step()
+    assert fleet.statuses(old) == ("running", {"d1": "succeeded", "d2": "offered"})
+    assert fleet.statuses(other) == ("running", {"d1": "offered", "d2": "offered"})
+
+
 def test_longest_allowed_names_can_be_fetched(fleet: Fleet) -> None:
     fleet.publish("1", name="a" * 100, device="b" * 40)
     (path,) = (fleet.repository / "targets" / "models").rglob("*.json")
