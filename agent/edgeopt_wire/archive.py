@@ -113,8 +113,9 @@ class PackageReader:
 
     def read(self, path: str) -> bytes:
         """Return a listed file's bytes, checked against its digest."""
+        entry = self._entry(path)
         raw = self._read_all(path)
-        if hashlib.sha256(raw).hexdigest() != self._entry(path).sha256:
+        if hashlib.sha256(raw).hexdigest() != entry.sha256:
             raise DocumentError(
                 f"{self.path}: {path} does not match its digest; fetch or build the package again"
             )
