@@ -48,7 +48,14 @@ def test_agent_without_a_model_stays_small_and_reports(tmp_path: Path, publisher
         "transport": {"kind": "mqtt", "host": "127.0.0.1", "port": port},
     }
     config.write_text(json.dumps(document))
-    command = [sys.executable, "-c", "from edgeopt_agent.cli import main; main()", "run", "--config", str(config)]
+    command = [
+        sys.executable,
+        "-c",
+        "from edgeopt_agent.cli import main; main()",
+        "run",
+        "--config",
+        str(config),
+    ]
     process = subprocess.Popen(command)
     try:
         end = time.monotonic() + WAIT_S
