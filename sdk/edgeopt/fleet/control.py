@@ -132,10 +132,15 @@ class Control:
                     member.status, member.finished_at = "removed", self._clock()
 
     def step(self) -> list[str]:
-        """Move every running rollout on; return the devices whose desired document changed."""
+        """Move every running rollout on; return the devices whose desired document changed.
+
+        A halted rollout offers nothing more, and the devices that it offered something still have their deadline.
+        """
         with self._sessions.begin() as session:
             for rollout in session.scalars(select(Rollout).where(Rollout.status == "running")):
                 self._step(rollout)
+            session.flush()
+            self._time_out_halted(session)
             session.flush()
             devices = list(session.scalars(select(Device)))
             return [device.id for device in devices if self._redesire(session, device)]
@@ -195,7 +200,11 @@ class Control:
             return report.desired_revision < device.revision
 
     def take_events(self, batch: EventBatch) -> Ack | None:
-        """Store a batch once, measurements into the ledger; return the acknowledgement to send after the commit."""
+        """Store a batch once, measurements into the ledger; return the acknowledgement to send after the commit.
+
+        A batch begins with the oldest event that its device keeps. The acknowledgement ends before the first gap: it
+        speaks of everything up to its number, and what is missing may be on its way.
+        """
         if not batch.events:
             return None
         with self._sessions.begin() as session:
@@ -215,8 +224,9 @@ class Control:
             )
             for event in batch.events:
                 if event.sequence not in known:
+                    known.add(event.sequence)
                     self._store(session, device, batch.outbox, event)
-        return Ack(batch.outbox, max(event.sequence for event in batch.events))
+        return Ack(batch.outbox, _last_in_a_row([event.sequence for event in batch.events]))
 
     def allowed_index(self, device_id: str, sha256: str) -> PackageIndex | None:
         """The index of a package that the device is told to run, or None: it gets no other bytes."""
@@ -275,8 +285,7 @@ class Control:
         )
         for member in rollout.members:
             if member.device_id in step.timed_out:
-                member.status, member.finished_at = "timed_out", now
-                member.error = f"nothing finished within {rollout.deadline_s} s of the offer"
+                _time_out(member, now)
             if member.device_id in step.offer:
                 member.status, member.offered_at = "offered", now
         if step.status != "running":
@@ -284,6 +293,18 @@ class Control:
             for member in rollout.members:
                 if member.status == "pending":
                     member.status = "removed"
+
+    def _time_out_halted(self, session: Session) -> None:
+        now = self._clock()
+        working = (
+            select(Member)
+            .join(Member.rollout)
+            .where(Rollout.status == "halted", Member.status.not_in(rules.FINAL))
+        )
+        for member in session.scalars(working):
+            deadline = timedelta(seconds=member.rollout.deadline_s)
+            if member.offered_at is not None and now - member.offered_at > deadline:
+                _time_out(member, now)
 
     def _redesire(self, session: Session, device: Device) -> bool:
         """Recompute what a device should run; a new revision only where that changed or ends soon."""
@@ -342,3 +363,16 @@ class Control:
                 document=to_json(found),
             )
         )
+
+
+def _time_out(member: Member, now: datetime) -> None:
+    member.status, member.finished_at = "timed_out", now
+    member.error = f"nothing finished within {member.rollout.deadline_s} s of the offer"
+
+
+def _last_in_a_row(sequences: Sequence[int]) -> int:
+    """The last number of the unbroken run that begins with the smallest."""
+    there, last = set(sequences), min(sequences)
+    while last + 1 in there:
+        last += 1
+    return last

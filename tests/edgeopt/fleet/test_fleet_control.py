@@ -433,6 +433,35 @@ def test_longest_allowed_names_can_be_fetched(fleet: Fleet) -> None:
     assert fleet.catalog.answer(MetaRequest("r", str(path.relative_to(fleet.repository)))).found
 
 
+def test_device_that_works_when_its_rollout_halts_still_has_a_deadline(fleet: Fleet) -> None:
+    fleet.publish()
+    fleet.enrol("d1", "d2")
+    rollout = fleet.roll_out()
+    fleet.control.step()
+    fleet.report("d1", Phase.FAILED, candidate="1", rollout=rollout)
+    fleet.report("d2", Phase.DOWNLOADING, candidate="1", rollout=rollout)
+    fleet.control.step()
+    assert fleet.statuses(rollout) == ("halted", {"d1": "failed", "d2": "downloading"})
+    fleet.now += timedelta(seconds=601)
+    assert fleet.control.step() == ["d2"]
+    assert fleet.statuses(rollout) == ("halted", {"d1": "failed", "d2": "timed_out"})
+
+
+def test_event_that_comes_twice_in_one_batch_is_stored_once(fleet: Fleet) -> None:
+    fleet.enrol("d1")
+    ack = fleet.control.take_events(batch(1, 2, 2, 3, 1))
+    assert ack is not None
+    assert ack.sequence == 3
+    assert len(fleet.queries.measurements()["measurements"]) == 3
+
+
+def test_acknowledgement_ends_before_a_gap_and_goes_on_behind_it(fleet: Fleet) -> None:
+    fleet.enrol("d1")
+    acks = [fleet.control.take_events(batch(*numbers)) for numbers in ((3, 4, 6, 7), (6, 7))]
+    assert [ack.sequence for ack in acks if ack] == [4, 7]
+    assert len(fleet.queries.measurements()["measurements"]) == 4
+
+
 @pytest.fixture
 def http(fleet: Fleet) -> TestClient:
     connection = {
