@@ -8,6 +8,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import click
 
@@ -152,7 +153,8 @@ def packages(url: str, as_json: bool) -> None:
 @json_option
 def measurements(device: str, model: str, limit: int, url: str, as_json: bool) -> None:
     """Show the ledger: what devices measured, the newest first."""
-    document = call(url, "GET", f"measurements?device={device}&model={model}&limit={limit}")
+    query = urlencode({"device": device, "model": model, "limit": limit})
+    document = call(url, "GET", f"measurements?{query}")
     rows = []
     for row in document["measurements"]:
         found = row["measurement"]
