@@ -24,6 +24,9 @@ from edgeopt_wire.errors import RecipeError, UnsupportedError
 FORMATS = ("onnx",)
 EXTRA = "onnx"
 
+ALSO_QUANTIZED = ("GlobalAveragePool",)
+"""Operators that ONNX Runtime has in integers and its quantizer's list for QDQ leaves out."""
+
 
 def apply(model: Model, order: Order) -> Result:
     """Quantize activations and weights to 8 bits by the order's scheme; inputs and outputs stay float32.
@@ -55,7 +58,7 @@ def apply(model: Model, order: Order) -> Result:
         tensors_range=TensorsData(method, data),
         nodes_to_quantize=[],
         nodes_to_exclude=_excluded(folded, order.exclude),
-        op_types_to_quantize=list(QDQRegistry),
+        op_types_to_quantize=[*QDQRegistry, *ALSO_QUANTIZED],
         extra_options={
             "ActivationSymmetric": scheme.symmetric_activations,
             "WeightSymmetric": True,

@@ -30,7 +30,7 @@ def accuracy_latency_size(report: BuildReport) -> str:
         return ""
     with _figure("accuracy", (7.2, 3.6)) as (axes, finish):
         largest = max(c.file_bytes for c, *_ in points)
-        for candidate, p50, _ in points:
+        for number, (candidate, p50, _) in enumerate(points):
             value = _score(candidate)
             if value is None:
                 continue
@@ -39,7 +39,12 @@ def accuracy_latency_size(report: BuildReport) -> str:
                 alpha=0.75 if candidate.shipped else 0.3, linewidths=0,
             )  # fmt: skip
             axes.annotate(
-                candidate.id, (p50, value), textcoords="offset points", xytext=(8, 8), fontsize=7, color=INK
+                candidate.id,
+                (p50, value),
+                textcoords="offset points",
+                xytext=(8, 8 if number % 2 else -14),
+                fontsize=7,
+                color=INK,
             )
         metric = (
             next((c.quality.metric for c, *_ in points if c.quality and c.quality.metric), "") or "agreement"
