@@ -55,6 +55,12 @@ def command() -> None:
 @click.option("--certificate", default="", help="For mqtts: our certificate.")
 @click.option("--key", default="", help="For mqtts: our private key.")
 @click.option("--database", default="", metavar="URL", help="SQLAlchemy URL.  [default: SQLite in --dir]")
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    help="A name beside localhost that page and API are reached by; repeatable.",
+)
 @json_option
 def up(as_json: bool, **options: Any) -> None:
     """Run broker, control plane and page until Ctrl-C."""

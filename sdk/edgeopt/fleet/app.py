@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The control plane on HTTP: a REST API below /api/v1 and the page, on loopback unless told otherwise."""
+"""The control plane on HTTP: a REST API below /api/v1 and the page, on loopback.
+
+Rules:
+- A request must name a host that is ours: a page of the web that has its own name lead to 127.0.0.1 gets nothing.
+- A request that a browser sends for another site's page changes nothing: its Origin must be the host that it names.
+"""
 
 # no postponed annotations here: FastAPI reads them when the routes are made
 
 from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -15,6 +21,8 @@ from edgeopt.fleet.control import Control
 from edgeopt.fleet.queries import Queries
 from edgeopt_wire import __version__
 from edgeopt_wire.errors import EdgeoptError, RecipeError
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class NewDevice(BaseModel):
@@ -42,9 +50,16 @@ class NewRollout(BaseModel):
 
 
 def make_app(  # noqa: C901 - one small function a route, all in sight
-    control: Control, queries: Queries, connection: Callable[[], dict[str, Any]]
+    control: Control,
+    queries: Queries,
+    connection: Callable[[], dict[str, Any]],
+    hosts: tuple[str, ...] = (),
 ) -> FastAPI:
-    """Make the application; `connection` tells how a device reaches the broker and whether the broker is there."""
+    """Make the application.
+
+    `connection` tells how a device reaches the broker and whether the broker is there; `hosts` are names beside
+    those of loopback that it is reached by.
+    """
     app = FastAPI(title="edgeopt fleet", version=__version__, docs_url=None, redoc_url=None)
     page = resources.files("edgeopt.fleet").joinpath("page.html").read_text(encoding="utf-8")
 
@@ -58,6 +73,9 @@ def make_app(  # noqa: C901 - one small function a route, all in sight
 
     @app.middleware("http")
     async def harden(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
+        refusal = _refusal(request, (*LOOPBACK, *hosts))
+        if refusal:
+            return JSONResponse({"schema": "edgeopt.error/1", "error": refusal}, status_code=403)
         response = await call(request)
         response.headers["Content-Security-Policy"] = (
             "default-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
@@ -111,6 +129,23 @@ def make_app(  # noqa: C901 - one small function a route, all in sight
         return _found(queries.rollout(number), number)
 
     return app
+
+
+def _refusal(request: Request, hosts: tuple[str, ...]) -> str:
+    host, origin = request.headers.get("host", ""), request.headers.get("origin")
+    if _name(f"//{host}") not in hosts:
+        return f"the request names the host {host!r}, and this fleet is {', '.join(hosts)}; add names with --host"
+    is_foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
+    if request.method not in ("GET", "HEAD") and is_foreign:
+        return f"a page of {origin} may change nothing here"
+    return ""
+
+
+def _name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _found(document: dict[str, Any] | None, number: int) -> dict[str, Any]:

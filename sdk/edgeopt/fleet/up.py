@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from edgeopt.fleet.broker import EmbeddedBroker, free_port
 from edgeopt.keys import Ask, load_signer
 from edgeopt.repository import Repository
 from edgeopt_wire.errors import RecipeError, StoreError, TransportError
+
+_log = logging.getLogger(__name__)
 
 SHUTDOWN_S = 5
 """How long requests in hand may take when the fleet is told to end."""
@@ -37,6 +40,7 @@ class FleetOptions:
     key: str = ""
     database: str = ""
     tenant: str = "default"
+    hosts: tuple[str, ...] = ()
 
 
 def run_fleet(options: FleetOptions, *, ask: Ask | None, on_ready: Callable[[dict[str, Any]], None]) -> None:
@@ -61,14 +65,15 @@ def run_fleet(options: FleetOptions, *, ask: Ask | None, on_ready: Callable[[dic
     except OSError as error:
         raise StoreError(f"cannot write {options.folder}: {error.strerror}") from error
     director = load_signer(options.keys, "director", ask)
-    _freshen(options, ask)
+    freshen = _freshener(options, ask)
+    freshen()
     with ExitStack() as stack:
         address = _address(options, stack, BrokerAddress)
         sessions = open_database(options.database or sqlite_url(options.folder))
         stack.callback(engine_of(sessions).dispose)
         catalog = Catalog(options.repository)
         control = Control(sessions, catalog, director, utc_now)
-        worker = Worker(control, address, options.tenant)
+        worker = Worker(control, address, options.tenant, freshen)
         worker.start()
         stack.callback(worker.stop)
 
@@ -82,7 +87,7 @@ def run_fleet(options: FleetOptions, *, ask: Ask | None, on_ready: Callable[[dic
                 "root": base64.b64encode(root).decode("ascii"),
             }
 
-        app = make_app(control, Queries(sessions, catalog), connection)
+        app = make_app(control, Queries(sessions, catalog), connection, options.hosts)
         config = uvicorn.Config(
             app,
             host="127.0.0.1",
@@ -148,16 +153,24 @@ def _address(options: FleetOptions, stack: ExitStack, make: Any) -> Any:
     return make(parts.hostname, parts.port or default, ca, options.certificate, options.key)
 
 
-def _freshen(options: FleetOptions, ask: Ask | None) -> None:
-    """Sign the timestamp again if it ends soon and its keys are here; else the report is the device's refusal."""
+def _freshener(options: FleetOptions, ask: Ask | None) -> Callable[[], None]:
+    """What signs the timestamp again if it ends soon; nothing where its keys are not here."""
     from edgeopt.keys import key_path
 
     if not all(key_path(options.keys, role).exists() for role in ("snapshot", "timestamp")):
-        return
+        _log.warning(
+            "%s has no snapshot and timestamp keys: keep the repository fresh elsewhere, or devices refuse it",
+            options.keys,
+        )
+        return lambda: None
     signers = {role: load_signer(options.keys, role, ask) for role in ("snapshot", "timestamp")}
-    repository = Repository(options.repository, signers, utc_now())
-    if repository.exists:
-        repository.freshen()
+
+    def freshen() -> None:
+        repository = Repository(options.repository, signers, utc_now())
+        if repository.exists and repository.freshen():
+            _log.info("the repository's timestamp was signed again")
+
+    return freshen
 
 
 def _check_port(port: int) -> None:

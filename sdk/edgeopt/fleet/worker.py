@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 QUEUE_LENGTH = 10_000
 STEP_EVERY_S = 0.5
+FRESHEN_EVERY_S = 3600.0
+"""The timestamp is signed again two days before it ends; an hour leaves many tries."""
 CONNECT_TIMEOUT_S = 15.0
 MAX_MESSAGE_BYTES = 1024 * 1024
 
@@ -53,10 +55,19 @@ class BrokerAddress:
 class Worker:
     """One connection to the broker and one thread that serves devices."""
 
-    def __init__(self, control: Control, address: BrokerAddress, tenant: str = "default") -> None:
+    def __init__(
+        self,
+        control: Control,
+        address: BrokerAddress,
+        tenant: str = "default",
+        freshen: Callable[[], None] = lambda: None,
+        freshen_every_s: float = FRESHEN_EVERY_S,
+    ) -> None:
         self._control = control
         self._address = address
         self._tenant = tenant
+        self._freshen = freshen
+        self._freshen_every_s = freshen_every_s
         self._inbox: queue.Queue[tuple[str, bytes]] = queue.Queue(QUEUE_LENGTH)
         self._connected = threading.Event()
         self._resend = threading.Event()
@@ -145,6 +156,7 @@ class Worker:
 
     def _work(self) -> None:
         next_step = 0.0
+        next_freshen = time.monotonic() + self._freshen_every_s
         while not self._stopping.is_set():
             try:
                 topic, payload = self._inbox.get(timeout=STEP_EVERY_S)
@@ -157,6 +169,9 @@ class Worker:
                 self._guarded(
                     "publishing desired documents", lambda: self._publish_desired(self._control.device_ids())
                 )
+            if time.monotonic() >= next_freshen:
+                next_freshen = time.monotonic() + self._freshen_every_s
+                self._guarded("keeping the repository fresh", self._freshen)
             if time.monotonic() >= next_step:
                 next_step = time.monotonic() + STEP_EVERY_S
                 self._guarded("stepping rollouts", lambda: self._publish_desired(self._control.step()))

@@ -471,7 +471,38 @@ def http(fleet: Fleet) -> TestClient:
         "broker_connected": True,
         "root": "",
     }
-    return TestClient(make_app(fleet.control, fleet.queries, lambda: connection))
+    app = make_app(fleet.control, fleet.queries, lambda: connection, ("fleet.example",))
+    return TestClient(app, base_url="http://127.0.0.1:8765")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8765", 200),
+        ("[::1]:8765", 200),
+        ("fleet.example", 200),
+        ("evil.example:8765", 403),
+        ("localhost.evil.example", 403),
+        ("[", 403),
+    ],
+)
+def test_only_our_own_names_are_answered(http: TestClient, host: str, status: int) -> None:
+    assert http.get("/api/v1/devices", headers={"host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://127.0.0.1:8765", 201),
+        ("http://127.0.0.1:9999", 403),
+        ("https://evil.example", 403),
+        ("null", 403),
+    ],
+)
+def test_page_of_another_site_enrols_nobody(http: TestClient, origin: str, status: int) -> None:
+    body = {"id": "d1", "device_class": "host"}
+    assert http.post("/api/v1/devices", json=body, headers={"origin": origin}).status_code == status
+    assert len(http.get("/api/v1/devices").json()["devices"]) == (status == 201)
 
 
 def test_rest_tells_the_story_of_a_rollout(fleet: Fleet, http: TestClient) -> None:
