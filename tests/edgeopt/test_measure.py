@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import hashlib
+import importlib
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import edgeopt.measure as subject
 from edgeopt_agent.probe import ProbeRequest
 from edgeopt_wire.document import canonical_bytes, from_bytes, to_bytes
 from edgeopt_wire.errors import RecipeError, StoreError
 from edgeopt_wire.manifest import Compatible, FileEntry, Manifest, Provenance, Variant
 from edgeopt_wire.measurement import Conditions, Measurement, Timing
 from edgeopt_wire.tensor import TensorSpec
+
+subject = importlib.import_module("edgeopt.measure")  # the package's attribute of that name is the function
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DIGEST = "b" * 64
