@@ -57,12 +57,17 @@ def install(folder: Path, *names: object) -> Path:
     return commands
 
 
+@pytest.fixture(scope="module")
+def edgeopt(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("sdk"), wheels["edgeopt_agent"], wheels["edgeopt"]) / "edgeopt"
+
+
 def tiny_package(path: Path) -> Path:
     tensor = TensorSpec("x", (1, 2), "float32")
     variant = Variant("v", "null", "fp32", "variants/v.json", (tensor,), (tensor,), "golden/outputs/v", 40.0)
     entry = FileEntry("variants/v.json", 2, hashlib.sha256(b"{}").hexdigest())
     manifest = Manifest(
-        "tiny", "1", "host", Compatible(("host",)), (tensor,), (tensor,), (variant,), (entry,), "golden/inputs", {"file_bytes": 2},
+        "tiny", "1", "host", Compatible(("host",)), (tensor,), (tensor,), (variant,), (entry,), "golden/inputs", {},
         Provenance("0" * 64, "0" * 64),
     )  # fmt: skip
     with path.open("wb") as file:
@@ -109,8 +114,9 @@ def test_the_agent_alone_is_enough_for_a_device(wheels: dict[str, Path], tmp_pat
     assert not names & {"edgeopt", "numpy", "click", "onnx", "torch"}
 
 
-def test_both_wheels_give_a_working_command_line(wheels: dict[str, Path], tmp_path: Path) -> None:
-    edgeopt = install(tmp_path, wheels["edgeopt_agent"], wheels["edgeopt"]) / "edgeopt"
+def test_both_wheels_give_a_working_command_line(
+    edgeopt: Path, wheels: dict[str, Path], tmp_path: Path
+) -> None:
     assert "build" in run(edgeopt, "--help", cwd=tmp_path)
     version = wheels["edgeopt"].name.split("-")[1]
     assert version in run(edgeopt, "--version", cwd=tmp_path)
@@ -124,11 +130,8 @@ def test_both_wheels_give_a_working_command_line(wheels: dict[str, Path], tmp_pa
     )
 
 
-def test_what_an_extra_would_bring_is_named_when_it_is_missing(
-    wheels: dict[str, Path], tmp_path: Path
-) -> None:
+def test_what_an_extra_would_bring_is_named_when_it_is_missing(edgeopt: Path, tmp_path: Path) -> None:
     """A build without frameworks ends in a sentence with the extra to install, not in a traceback."""
-    edgeopt = install(tmp_path, wheels["edgeopt_agent"], wheels["edgeopt"]) / "edgeopt"
     (tmp_path / "model.onnx").write_bytes(b"not read")
     said = run(edgeopt, "build", "model.onnx", "--device", "host", cwd=tmp_path, expect=1)
     assert "edgeopt[" in said, said
