@@ -27,6 +27,7 @@ from edgeopt.cache import Cache
 from edgeopt.calibrate import Calibration
 from edgeopt.demo.model import PREPROCESS, efficientnet_lite0
 from edgeopt.demo.photos import prepare
+from edgeopt.evaluate.metrics import SQNR_CEILING_DB
 from edgeopt.evaluate.preprocess import Preprocess
 from edgeopt.evaluate.samples import load_samples
 from edgeopt.plan import make_plan
@@ -232,7 +233,7 @@ def _compare(rows: dict[str, Row], runs: dict[str, Run], samples: Any) -> None:
         rows[label].agreement = float((values.argmax(1) == baseline.argmax(1)).mean())
         rows[label].top1 = float((values.argmax(1) == truth).mean())
         noise = ((values - baseline) ** 2).sum()
-        rows[label].sqnr_db = float(10 * np.log10((baseline**2).sum() / noise)) if noise else float("inf")
+        rows[label].sqnr_db = float(10 * np.log10((baseline**2).sum() / noise)) if noise else SQNR_CEILING_DB
 
 
 def _time(rows: dict[str, Row], runs: dict[str, Run], sample: Any) -> None:

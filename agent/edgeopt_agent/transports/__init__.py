@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How bytes reach a device: one module a transport, all behind the same small protocol.
 
-A transport module offers `open_transport(config, identity, inbox) -> Transport`. A transport moves bytes and judges
-nothing: signatures and digests are checked by whoever asked.
+A transport module offers one class with the methods of `Transport`; `edgeopt_agent.config` makes the one that a
+configuration names. A transport moves bytes and judges nothing: signatures and digests are checked by whoever asked.
 """
 
 from __future__ import annotations

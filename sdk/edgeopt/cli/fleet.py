@@ -154,7 +154,9 @@ def packages(url: str, as_json: bool) -> None:
 @command.command("measurements")
 @click.option("--device", default="", help="Only this device's.")
 @click.option("--model", default="", help="Only this model's.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000))
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most this many rows."
+)
 @fleet_option
 @json_option
 def measurements(device: str, model: str, limit: int, url: str, as_json: bool) -> None:

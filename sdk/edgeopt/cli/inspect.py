@@ -89,6 +89,7 @@ def _document(
 def _variant(manifest: Manifest, variant: Variant, report: BuildReport | None) -> dict[str, Any]:
     quality = variant.quality
     size = manifest.file(variant.file).size_bytes
+    baseline_bytes = manifest.baseline.get("file_bytes")
     row: dict[str, Any] = {
         "id": variant.id,
         "runtime": variant.runtime,
@@ -96,7 +97,7 @@ def _variant(manifest: Manifest, variant: Variant, report: BuildReport | None) -
         "threads": variant.threads,
         "accelerator": variant.accelerator,
         "file_bytes": size,
-        "times_smaller": round(manifest.baseline["file_bytes"] / size, 3),
+        "times_smaller": round(baseline_bytes / size, 3) if baseline_bytes and size else None,
         "samples": quality.samples if quality else 0,
         "metric": quality.metric if quality else "",
         "metric_value": quality.value if quality else None,

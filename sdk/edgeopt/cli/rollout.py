@@ -23,8 +23,8 @@ def command() -> None:
 
 
 @command.command("create")
-@click.option("--model", required=True)
-@click.option("--version", required=True)
+@click.option("--model", required=True, help="Name of a published model.")
+@click.option("--version", required=True, help="Which published version of it.")
 @click.option("--class", "classes", multiple=True, help="Only devices of this class; may be repeated.")
 @click.option("--device", "devices", multiple=True, help="Only this device; may be repeated.")
 @click.option(
