@@ -51,7 +51,7 @@ def infer(config: AgentConfig, data: Path, model: str = "") -> dict[str, Any]:
         "outputs": {
             key: {"shape": e["shape"], "first": e["data"][:VALUES_SHOWN]} for key, e in outputs.items()
         },
-        "top": _top(next(iter(outputs.values()))["data"], labels),
+        "top": top_answers(next(iter(outputs.values()))["data"], labels),
     }
 
 
@@ -129,7 +129,8 @@ def _labels(store: Store, model: str, active: Installed, manifest: Manifest) -> 
     return (store.slot(model, active.slot) / manifest.labels).read_text(encoding="utf-8").splitlines()
 
 
-def _top(values: list[float], labels: list[str]) -> list[dict[str, Any]]:
+def top_answers(values: list[float], labels: list[str]) -> list[dict[str, Any]]:
+    """The highest values with their indexes, and labels where there are some; nothing for a single value."""
     if len(values) < 2:
         return []
     best = sorted(range(len(values)), key=lambda index: -values[index])[:TOP]

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from edgeopt_wire.manifest import Manifest
 
-TOP = 5
 VALUES_SHOWN = 16
 
 
@@ -28,6 +27,7 @@ VALUES_SHOWN = 16
 def command(package: Path, data: Path, chosen: str | None, as_json: bool) -> None:
     """Run PACKAGE on DATA: an image, a .npy file with one sample, or an .npz file with the model's inputs."""
     from edgeopt.package import opened
+    from edgeopt_agent.inference import read_data
     from edgeopt_agent.model import open_model
     from edgeopt_wire.errors import UnsupportedError
 
@@ -37,7 +37,7 @@ def command(package: Path, data: Path, chosen: str | None, as_json: bool) -> Non
             raise UnsupportedError(
                 f"{manifest.title} has no variant for a CPU; name one with --variant on its device"
             )
-        inputs = _inputs(data, manifest)
+        inputs = read_data(data, manifest)
         with open_model(folder, manifest, chosen or on_cpu[0]) as model:
             outputs = model.infer(inputs)
             variant = model.variant.id
@@ -48,53 +48,11 @@ def command(package: Path, data: Path, chosen: str | None, as_json: bool) -> Non
     emit(document, as_json, lambda console: _print(console, document))
 
 
-def _inputs(data: Path, manifest: Manifest) -> dict[str, np.ndarray]:
-    from edgeopt.evaluate.preprocess import Preprocess
-    from edgeopt_wire.errors import RecipeError
-
-    signature = manifest.signature_inputs
-    if data.suffix == ".npz":
-        return _arrays(data, [spec.name for spec in signature])
-    if data.suffix == ".npy":
-        if len(signature) != 1:
-            raise RecipeError(f"the model has {len(signature)} inputs; give an .npz file with all of them")
-        return _arrays(data, [signature[0].name])
-    if not manifest.preprocess:
-        raise RecipeError("the package does not say how a photo becomes its input; give a .npy file instead")
-    return {signature[0].name: Preprocess.from_mapping(manifest.preprocess).photo(data, signature[0])}
-
-
-def _arrays(data: Path, names: list[str]) -> dict[str, np.ndarray]:
-    import zipfile
-
-    import numpy as np
-
-    from edgeopt_wire.errors import RecipeError
-
-    try:
-        loaded = np.load(data, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {names[0]: loaded}
-        return {name: loaded[name] for name in names}
-    except KeyError as error:
-        raise RecipeError(
-            f"{data} has no array {error}; the model's inputs are {', '.join(names)}"
-        ) from error
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise RecipeError(f"cannot read {data}: {error}") from error
-
-
 def _document(
     manifest: Manifest, variant: str, outputs: dict[str, np.ndarray], labels: list[str]
 ) -> dict[str, Any]:
-    first = next(iter(outputs.values())).reshape(-1)
-    top = []
-    if first.size > 1:
-        for index in first.argsort()[::-1][:TOP]:
-            entry: dict[str, Any] = {"index": int(index), "score": float(first[index])}
-            if index < len(labels):
-                entry["label"] = labels[index]
-            top.append(entry)
+    from edgeopt_agent.inference import top_answers
+
     return {
         "schema": "edgeopt.run/1",
         "name": manifest.name,
@@ -104,7 +62,7 @@ def _document(
             name: {"shape": list(array.shape), "first": array.reshape(-1)[:VALUES_SHOWN].tolist()}
             for name, array in outputs.items()
         },
-        "top": top,
+        "top": top_answers(next(iter(outputs.values())).reshape(-1).tolist(), labels),
     }
 
 
