@@ -46,7 +46,7 @@ def load_photo(path: Path, keys: Mapping[str, Any], spec: TensorSpec) -> np.ndar
     try:
         with Image.open(path) as opened:
             upright = ImageOps.exif_transpose(opened).convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise RecipeError(f"cannot read the image {path}: {error}") from error
     factor = int(wanted["resize"]) / min(upright.size)
     width, height = (max(crop, round(side * factor)) for side in upright.size)

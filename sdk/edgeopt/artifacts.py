@@ -183,7 +183,8 @@ def _rounded(
         return dict(floats)
     artifact = Artifact("onnx-rounded", "onnx", "fp32")
     base = floats.get("onnx") or _lower("onnx", source.model, source.sha256, bench)
-    order = Order(samples=_Adapted(samples, source.model.inputs, base.description.inputs))
+    adapted = _Adapted(samples, source.model.inputs, base.description.inputs)
+    order = Order(samples=adapted, exclude=recipe.exclude)
     rounded = _optimize(artifact, base, order, samples, bench, by="round_weights")
     found = dict(floats)
     found["onnx"] = rounded

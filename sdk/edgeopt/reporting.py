@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgeopt.artifacts import Made
+from edgeopt.evaluate.metrics import SQNR_CEILING_DB
 from edgeopt.plan import BASELINE, Candidate, Plan
 from edgeopt.report import document
 from edgeopt.validate import Validation
@@ -69,9 +70,12 @@ def _choose(work: Work, candidate: Candidate) -> Choice:
         return Choice(False, f"does not run here: {measurement.error}")
     if measurement is not None and not measurement.golden_ok:
         return Choice(False, "gives other outputs in a process of its own than when it was validated")
+    quality = work.manifest.variant(candidate.id).quality
+    if quality is not None and quality.sqnr_db is not None and quality.sqnr_db <= -SQNR_CEILING_DB:
+        return Choice(False, "gives NaN or infinity where the unmodified model gives numbers")
     broken = budget.broken_by(
         size_bytes=work.made[candidate.artifact].size_bytes,
-        quality=work.manifest.variant(candidate.id).quality,
+        quality=quality,
         measurement=measurement,
         on_device=work.plan.device.id == "host",
     )

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 Z_95 = 1.959963984540054
-Z_ONE_SIDED_95 = 1.6448536269514722
 Z_POWER_80 = 0.8416212335729143
 SQNR_CEILING_DB = 200.0
 """Identical outputs have no noise; they are reported as this, above what float32 can tell."""
@@ -27,6 +26,7 @@ SQNR_CEILING_DB = 200.0
 def compare(baseline: Outputs, candidate: Outputs) -> Quality:
     """Compare all outputs by SQNR, and the first output by arg-max where it looks like classes.
 
+    A candidate that gives NaN or infinity where the baseline does not gets the lowest SQNR, `-SQNR_CEILING_DB`.
     Shares are rounded to 1e-4 and decibels to 0.1, so that a signed manifest does not depend on the last bit.
 
     Raises:
@@ -37,11 +37,18 @@ def compare(baseline: Outputs, candidate: Outputs) -> Quality:
     signal = noise = 0.0
     for name, reference in baseline.arrays.items():
         exact = reference.astype(np.float64)
+        if not np.isfinite(exact).all():
+            raise RecipeError(
+                f"the unmodified model gives NaN or infinity in output {name!r}; check preprocessing and data"
+            )
         signal += float((exact**2).sum())
         noise += float(((exact - candidate.arrays[name].astype(np.float64)) ** 2).sum())
-    db = (
-        SQNR_CEILING_DB if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -SQNR_CEILING_DB
-    )
+    if noise == 0:
+        db = SQNR_CEILING_DB
+    elif signal > 0 and math.isfinite(noise):
+        db = 10 * math.log10(signal / noise)
+    else:
+        db = -SQNR_CEILING_DB
     first = next(iter(baseline.arrays))
     ours, theirs = baseline.arrays[first], candidate.arrays[first]
     found = Quality(samples=len(baseline), sqnr_db=round(min(db, SQNR_CEILING_DB), 1))
@@ -91,7 +98,7 @@ def judge_drop(baseline: Outputs, candidate: Outputs, max_drop: float) -> Verdic
 
     The interval is Wald's for paired proportions (Agresti, Categorical Data Analysis, section 11.1), with at least one
     flip assumed so that it is never empty. `samples_needed` is for 80 % power at 5 %,
-    one-sided, with the measured share of samples whose answer flips (Connor 1987).
+    two-sided as the interval is, with the measured share of samples whose answer flips (Connor 1987).
     """
     first = next(iter(baseline.arrays))
     if baseline.labels is None or baseline.arrays[first].ndim != 2:
@@ -108,7 +115,7 @@ def judge_drop(baseline: Outputs, candidate: Outputs, max_drop: float) -> Verdic
     needed = None
     if max_drop > 0:
         rate = max(flips, 1 / n)
-        needed = math.ceil(((Z_ONE_SIDED_95 + Z_POWER_80) ** 2) * rate / max_drop**2)
+        needed = math.ceil(((Z_95 + Z_POWER_80) ** 2) * rate / max_drop**2)
     return Verdict(answer, drop, low, high, n, needed)
 
 

@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 FORMATS = ("onnx",)
 EXTRA = "onnx"
 
+ROUNDED = ("Conv", "Gemm", "MatMul")
 GRID = 127
 SAMPLES = 48
 """Enough for the second moments: 48 photos give up to 12,000 patches a layer."""
@@ -55,7 +57,9 @@ class _Layer:
 
 
 def apply(model: Model, order: Order) -> Result:
-    """Round the weights of every Conv, Gemm and MatMul whose weight is a constant.
+    """Round the weights of every Conv, Gemm and MatMul whose weight is a constant of its own.
+
+    `order.exclude` names operators or types that stay as they are; the notes name every layer that was left out.
 
     Raises:
         RecipeError: There are no calibration samples.
@@ -64,7 +68,16 @@ def apply(model: Model, order: Order) -> Result:
 
     program = fold(model.program)
     constants = {tensor.name: tensor for tensor in program.graph.initializer}
-    layers = [layer for node in program.graph.node if (layer := _layer(node, constants)) is not None]
+    uses = Counter(name for node in program.graph.node for name in node.input)
+    layers: list[_Layer] = []
+    left: list[str] = []
+    for node in program.graph.node:
+        if node.op_type in ROUNDED and len(node.input) > 1 and node.input[1] in constants:
+            reason = _why_not(node, constants, uses, order.exclude)
+            if reason:
+                left.append(f"{node.name} ({reason})")
+            else:
+                layers.append(_layer(node, constants, uses))
     _gather(program, layers, order)
     for layer in layers:
         weight = onnx.numpy_helper.to_array(constants[layer.weight])
@@ -75,9 +88,10 @@ def apply(model: Model, order: Order) -> Result:
             constants[layer.bias].CopyFrom(
                 onnx.numpy_helper.from_array((bias + shift).astype(bias.dtype), layer.bias)
             )
-    return Result(
-        replace(model, program=program), (f"weights of {len(layers)} layers rounded by second moments",)
-    )
+    notes = [f"weights of {len(layers)} layers rounded by second moments"]
+    if left:
+        notes.append(f"weights rounded to nearest by the quantizer: {', '.join(left)}")
+    return Result(replace(model, program=program), tuple(notes))
 
 
 def walks(order: Order, available: int) -> int:  # noqa: ARG001 - the same for every pass
@@ -85,33 +99,41 @@ def walks(order: Order, available: int) -> int:  # noqa: ARG001 - the same for e
     return min(SAMPLES, available)
 
 
-def _layer(node: Any, constants: Mapping[str, Any]) -> _Layer | None:
-    import numpy as np
+def _why_not(
+    node: Any, constants: Mapping[str, Any], uses: Mapping[str, int], exclude: tuple[str, ...]
+) -> str:
+    """Why a layer is left to the quantizer's own rounding, or nothing."""
     import onnx
 
-    if (
-        node.op_type not in ("Conv", "Gemm", "MatMul")
-        or len(node.input) < 2
-        or node.input[1] not in constants
-    ):
-        return None
     tensor = constants[node.input[1]]
+    attributes = _attributes(node)
+    if node.name in exclude or node.op_type in exclude:
+        return "excluded by the recipe"
     if tensor.data_type != onnx.TensorProto.FLOAT:
-        return None
-    attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-    shape = tuple(tensor.dims)
+        return "not float32"
+    if uses[node.input[1]] > 1:
+        return "shares its weight with another layer"
     if node.op_type == "Conv":
-        groups = int(attributes.get("group", 1))
+        if len(tensor.dims) != 4 or attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET"):
+            return "not a plain 2-D convolution"
+    elif len(tensor.dims) != 2 or attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0:
+        return "not a plain matrix product"
+    return ""
+
+
+def _layer(node: Any, constants: Mapping[str, Any], uses: Mapping[str, int]) -> _Layer:
+    import numpy as np
+
+    attributes = _attributes(node)
+    shape = tuple(constants[node.input[1]].dims)
+    groups = int(attributes.get("group", 1)) if node.op_type == "Conv" else 1
+    if node.op_type == "Conv":
         inputs = int(np.prod(shape[1:]))
-        plain = len(shape) == 4 and attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", "NOTSET")
-        if not plain:
-            return None
     else:
-        groups = 1
-        if len(shape) != 2 or attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0:
-            return None
         inputs = shape[1] if attributes.get("transB", 0) else shape[0]
-    bias = node.input[2] if len(node.input) > 2 and node.input[2] in constants else ""
+    bias = node.input[2] if len(node.input) > 2 else ""
+    if bias not in constants or uses[bias] > 1 or attributes.get("beta", 1.0) != 1.0:
+        bias = ""  # a bias that something else uses too, or that is scaled, is not corrected
     return _Layer(
         node,
         node.input[1],
@@ -121,6 +143,12 @@ def _layer(node: Any, constants: Mapping[str, Any]) -> _Layer | None:
         np.zeros((groups, inputs)),
         attributes=attributes,
     )
+
+
+def _attributes(node: Any) -> dict[str, Any]:
+    import onnx
+
+    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def _gather(program: Any, layers: list[_Layer], order: Order) -> None:

@@ -43,6 +43,15 @@ def test_labels_outside_of_the_classes_are_refused() -> None:
         compare(_answers([0, 1], [0, 9]), _answers([0, 1], [0, 9]))
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_a_candidate_that_gives_no_numbers_ranks_last_and_a_baseline_that_does_is_refused(odd: float) -> None:
+    good = Outputs({"y": np.ones((3, 4), np.float32)}, None)
+    bad = Outputs({"y": np.full((3, 4), odd, np.float32)}, None)
+    assert compare(good, bad).sqnr_db == -SQNR_CEILING_DB
+    with pytest.raises(RecipeError, match="NaN or infinity in output 'y'"):
+        compare(bad, good)
+
+
 def test_wilson_interval_of_a_known_case() -> None:
     low, high = wilson(0.9, 20)
     assert (round(low, 3), round(high, 3)) == (0.699, 0.972)

@@ -128,6 +128,55 @@ def test_two_runs_give_the_same_bytes() -> None:
     assert once.SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
 
 
+def test_an_excluded_layer_keeps_its_weights_and_is_named() -> None:
+    model = _net()
+    result = round_weights.apply(model, Order(samples=_samples(8), exclude=("depthwise",)))
+    before, after = _weights(model), _weights(result.model)
+    np.testing.assert_array_equal(before["w2"], after["w2"])
+    np.testing.assert_array_equal(before["b2"], after["b2"])
+    assert not np.array_equal(before["w1"], after["w1"])
+    assert "depthwise (excluded by the recipe)" in result.notes[1]
+
+
+def test_a_weight_that_two_layers_share_is_left_and_named() -> None:
+    model = _net()
+    program = onnx.ModelProto()
+    program.CopyFrom(model.program)
+    again = helper.make_node("Conv", ["r2", "w2", "b2"], ["c2b"], "again", group=16, pads=[1, 1, 1, 1])
+    program.graph.node.insert(4, again)
+    program.graph.node[5].input[0] = "c2b"
+    shared = Model("onnx", program, "net", model.inputs, model.outputs)
+    result = round_weights.apply(shared, Order(samples=_samples(8)))
+    np.testing.assert_array_equal(_weights(model)["w2"], _weights(result.model)["w2"])
+    assert "shares its weight" in result.notes[1]
+
+
+def test_grouped_dilated_and_untransposed_layers_land_on_the_grid_too() -> None:
+    rng = np.random.default_rng(3)
+    tensors = [
+        numpy_helper.from_array(rng.normal(size=(8, 2, 3, 3)).astype(np.float32), "w1"),
+        numpy_helper.from_array(rng.normal(size=(8, 5)).astype(np.float32), "w2"),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c"], "grouped", group=2, dilations=[2, 2], pads=[2, 2, 2, 2]),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("MatMul", ["f", "w2"], ["y"], "product"),
+    ]
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 9, 9])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 5])], tensors,
+    )  # fmt: skip
+    program = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    spec = (TensorSpec("x", (1, 4, 9, 9), "float32", "NCHW"),)
+    model = Model("onnx", program, "net", spec, (TensorSpec("y", (1, 5), "float32"),))
+    samples = [{"x": rng.normal(size=(1, 4, 9, 9)).astype(np.float32)} for _ in range(8)]
+    rounded = _weights(round_weights.apply(model, Order(samples=samples)).model)
+    for rows in (rounded["w1"].reshape(8, -1), rounded["w2"].T):
+        scale = np.abs(rows).max(1, keepdims=True) / 127
+        np.testing.assert_allclose(rows / scale, np.rint(rows / scale), atol=1e-3)
+
+
 def test_no_samples_are_refused() -> None:
     with pytest.raises(RecipeError, match="needs calibration samples"):
         round_weights.apply(_net(), Order())
