@@ -194,6 +194,9 @@ def _decisions(work: Work, choices: Mapping[str, Choice]) -> tuple[document.Deci
             found.append(
                 document.Decision(artifact.id, f"ranges by {how}", "the recipe's calibration, or its default")
             )
+    for artifact in plan.artifacts:
+        notes = work.made[artifact.id].description.notes
+        found.extend(document.Decision(artifact.id, "note", note) for note in notes)
     for name, verdict in work.validation.verdicts.items():
         if plan.artifact(name).precision != "fp32":
             found.append(document.Decision(name, f"--max-drop: {verdict.answer}", verdict.sentence()))
