@@ -184,7 +184,7 @@ def _rounded(
     artifact = Artifact("onnx-rounded", "onnx", "fp32")
     base = floats.get("onnx") or _lower("onnx", source.model, source.sha256, bench)
     adapted = _Adapted(samples, source.model.inputs, base.description.inputs)
-    order = Order(samples=adapted, exclude=recipe.exclude)
+    order = Order(samples=adapted, exclude=recipe.exclude, options=recipe.options("round_weights"))
     rounded = _optimize(artifact, base, order, samples, bench, by="round_weights")
     found = dict(floats)
     found["onnx"] = rounded
@@ -220,12 +220,13 @@ def _lower(target: str, model: Model, digest: str, bench: Workbench, of: str = "
 
 def _order(artifact: Artifact, base: Made, source: Source, samples: Samples | None, recipe: Recipe) -> Order:
     if artifact.precision != "int8" or samples is None:
-        return Order(exclude=recipe.exclude)
+        return Order(exclude=recipe.exclude, options=recipe.options(artifact.pass_name))
     return Order(
         scheme=artifact.scheme,
         calibration=recipe.calibration,
         samples=_Adapted(samples, source.model.inputs, base.description.inputs),
         exclude=recipe.exclude,
+        options=recipe.options(artifact.pass_name),
     )
 
 
@@ -248,6 +249,7 @@ def _optimize(
         "calibration": to_json(order.calibration) if is_calibrated else None,
         "samples": samples.digest if is_calibrated and samples else None,
         "exclude": list(order.exclude),
+        "options": to_json(order.options),
     }
 
     def make(folder: Path, step: Step) -> None:

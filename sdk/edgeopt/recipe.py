@@ -27,6 +27,9 @@ samples = 128
 rounding = "gptq"                     # or "nearest": how weights meet the int8 grid
 exclude = ["Softmax"]                 # ONNX operators, by name or type, that stay in float
 
+[passes.round_weights]                # options of one pass, by the names of its `Options`
+samples = 64
+
 [[inputs]]                            # only where the model cannot say it itself
 name = "x"
 shape = [1, 3, 224, 224]
@@ -69,6 +72,7 @@ class Recipe:
     calibration: Calibration = field(default_factory=Calibration)
     exclude: tuple[str, ...] = ()
     rounding: str = "gptq"
+    passes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inputs: tuple[TensorSpec, ...] = ()
 
     def __post_init__(self) -> None:
@@ -83,6 +87,28 @@ class Recipe:
         for precision in self.precisions:
             if precision not in PRECISIONS:
                 raise RecipeError(seam.unknown("precision", precision, PRECISIONS))
+        for name in self.passes:
+            self.options(name)
+
+    def options(self, name: str) -> object | None:
+        """The options of the pass called `name`, or None where it has none.
+
+        Raises:
+            RecipeError: There is no such pass, or it has no such option or another type for it.
+        """
+        kind = getattr(seam.load("edgeopt.passes", name), "Options", None)
+        given = self.passes.get(name, {})
+        where = f"[passes.{name}]"
+        if kind is None:
+            if given:
+                raise RecipeError(f"{where}: this pass has no options")
+            return None
+        _check_keys(given, {entry.name for entry in dataclasses.fields(kind)}, where)
+        try:
+            found: object = from_json(kind, given, where)
+        except (DocumentError, ValueError) as error:
+            raise RecipeError(str(error)) from error
+        return found
 
     def digest(self) -> str:
         """SHA-256 of the recipe's values."""

@@ -78,3 +78,25 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
 def test_equal_recipes_have_equal_digests() -> None:
     assert Recipe(name="a").digest() == Recipe(name="a").digest()
     assert Recipe(name="a").digest() != Recipe(name="b").digest()
+
+
+def test_a_pass_gets_its_own_options(tmp_path: Path) -> None:
+    from edgeopt.passes.round_weights import Options
+
+    recipe = load_recipe(_write(tmp_path, "[passes.round_weights]\nsamples = 8\n"))
+    assert recipe.options("round_weights") == Options(samples=8)
+    assert recipe.options("quantize_static") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[passes.round_weigths]\nsamples = 8\n", "round_weights"),
+        ("[passes.round_weights]\nsample = 8\n", "samples"),
+        ("[passes.round_weights]\nsamples = 0\n", "positive"),
+        ("[passes.quantize_static]\nx = 1\n", "no options"),
+    ],
+)
+def test_a_wrong_option_of_a_pass_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(_write(tmp_path, text))

@@ -3,8 +3,9 @@
 
 A pass module offers `FORMATS` (the formats it takes), `EXTRA` (the pip extra that it needs) and
 `apply(model, order) -> Result`; one that uses samples also offers `walks(order, available) -> int`, the number of
-samples that it walks over. It returns a new model and never touches the one it got; what it could not do stands
-in `Result.notes`, which the report shows.
+samples that it walks over; one that can be tuned offers `Options`, a frozen dataclass whose fields have defaults and
+which a recipe's `[passes.<name>]` fills. It returns a new model and never touches the one it got; what it could not do
+stands in `Result.notes`, which the report shows.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ class Order:
     """What a pass is told: the scheme of the target, the calibration and its samples, what to leave alone.
 
     `samples` gives the model's inputs by name, batch 1; it can be walked any number of times. `exclude` holds names
-    or types of operators that stay in float. `on_sample` is called after every sample, for progress.
+    or types of operators that stay in float. `options` is an instance of the pass's own `Options`, None for its
+    defaults. `on_sample` is called after every sample, for progress.
     """
 
     scheme: Scheme | None = None
     calibration: Calibration = field(default_factory=Calibration)
     samples: Iterable[Mapping[str, np.ndarray]] = ()
     exclude: tuple[str, ...] = ()
+    options: object | None = None
     on_sample: Callable[[], None] = lambda: None
 
 

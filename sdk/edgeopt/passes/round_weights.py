@@ -11,7 +11,7 @@ Rules:
 - The grid is the one that native quantizers find again: per output channel, symmetric, scale = max|w| / 127. The
   largest weight of a channel is pinned, so that they find the same scale and thus the very same integers.
 - Weights stay floats that lie on that grid: decided once, lowered everywhere.
-- Memory is bounded: a layer's second moments, one sample's activations, and at most `MAX_POSITIONS` patches of it.
+- Memory is bounded: a layer's second moments, one sample's activations, and at most `positions` patches of it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,24 @@ EXTRA = "onnx"
 
 ROUNDED = ("Conv", "Gemm", "MatMul")
 GRID = 127
-SAMPLES = 48
-"""Enough for the second moments: 48 photos give up to 12,000 patches a layer."""
-MAX_POSITIONS = 256
-"""Patches of one sample that enter the moments of one layer, evenly spread."""
-DAMPING = 0.01
-"""Share of the mean diagonal added to it, as in GPTQ: keeps channels that never fire from breaking the inverse."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is looked at.
+
+    `samples`: 48 photos give up to 12,000 patches a layer, enough for the second moments. `positions` are the patches
+    of one sample that enter the moments of one layer, evenly spread. `damping` is the share of the mean diagonal that
+    is added to it, as in GPTQ: it keeps channels that never fire from breaking the inverse.
+    """
+
+    samples: int = 48
+    positions: int = 256
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.positions < 1 or self.damping <= 0:
+            raise ValueError(f"round_weights: samples, positions and damping must be positive, found {self}")
 
 
 @dataclass
@@ -69,6 +81,7 @@ def apply(model: Model, order: Order) -> Result:
     program = fold(model.program)
     constants = {tensor.name: tensor for tensor in program.graph.initializer}
     uses = Counter(name for node in program.graph.node for name in node.input)
+    options = order.options if isinstance(order.options, Options) else Options()
     layers: list[_Layer] = []
     left: list[str] = []
     for node in program.graph.node:
@@ -78,10 +91,10 @@ def apply(model: Model, order: Order) -> Result:
                 left.append(f"{node.name} ({reason})")
             else:
                 layers.append(_layer(node, constants, uses))
-    _gather(program, layers, order)
+    _gather(program, layers, order, options)
     for layer in layers:
         weight = onnx.numpy_helper.to_array(constants[layer.weight])
-        rounded, shift = _round(layer, weight)
+        rounded, shift = _round(layer, weight, options.damping)
         constants[layer.weight].CopyFrom(onnx.numpy_helper.from_array(rounded, layer.weight))
         if layer.bias:
             bias = onnx.numpy_helper.to_array(constants[layer.bias])
@@ -94,9 +107,10 @@ def apply(model: Model, order: Order) -> Result:
     return Result(replace(model, program=program), tuple(notes))
 
 
-def walks(order: Order, available: int) -> int:  # noqa: ARG001 - the same for every pass
+def walks(order: Order, available: int) -> int:
     """How many samples `apply` walks over, for progress."""
-    return min(SAMPLES, available)
+    options = order.options if isinstance(order.options, Options) else Options()
+    return min(options.samples, available)
 
 
 def _why_not(
@@ -151,7 +165,7 @@ def _attributes(node: Any) -> dict[str, Any]:
     return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
 
 
-def _gather(program: Any, layers: list[_Layer], order: Order) -> None:
+def _gather(program: Any, layers: list[_Layer], order: Order, options: Options) -> None:
     """Sum the second moments and means of every layer's input patches over the samples."""
     import numpy as np
 
@@ -161,11 +175,11 @@ def _gather(program: Any, layers: list[_Layer], order: Order) -> None:
     observe = observer(program, frozenset(wanted))
     shapes = {tensor.name: tuple(tensor.dims) for tensor in program.graph.initializer}
     seen = 0
-    for sample in _first(order.samples, SAMPLES):
+    for sample in _first(order.samples, options.samples):
         seen += 1
         for name, values in observe(sample):
             for layer in wanted.get(name, ()):
-                patches = _patches(layer, values, shapes[layer.weight]).astype(np.float64)
+                patches = _patches(layer, values, shapes[layer.weight], options.positions).astype(np.float64)
                 layer.moments += np.einsum("gpi,gpj->gij", patches, patches, optimize=True)
                 layer.means += patches.sum(1)
                 layer.count += patches.shape[1]
@@ -181,13 +195,13 @@ def _first(samples: Any, count: int) -> Iterator[Mapping[str, np.ndarray]]:
         yield sample
 
 
-def _patches(layer: _Layer, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The layer's input as (groups, positions, inputs), at most `MAX_POSITIONS` evenly spread positions."""
+def _patches(layer: _Layer, values: np.ndarray, shape: tuple[int, ...], positions: int) -> np.ndarray:
+    """The layer's input as (groups, positions, inputs), at most `positions` evenly spread ones."""
     import numpy as np
 
     if layer.node.op_type != "Conv":
         flat = values.reshape(-1, values.shape[-1])
-        few: np.ndarray = flat[_spread(len(flat))][None]
+        few: np.ndarray = flat[_spread(len(flat), positions)][None]
         return few
     kernel = shape[2:]
     strides = layer.attributes.get("strides", [1, 1])
@@ -198,19 +212,19 @@ def _patches(layer: _Layer, values: np.ndarray, shape: tuple[int, ...]) -> np.nd
     windows = np.lib.stride_tricks.sliding_window_view(padded, span, axis=(1, 2))
     windows = windows[:, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
     channels, height, width = windows.shape[:3]
-    chosen = _spread(height * width)
+    chosen = _spread(height * width, positions)
     rows = windows[:, chosen // width, chosen % width]  # (channels, positions, kernel, kernel)
     grouped = rows.reshape(layer.groups, channels // layer.groups, len(chosen), -1)
     return grouped.transpose(0, 2, 1, 3).reshape(layer.groups, len(chosen), -1)
 
 
-def _spread(count: int) -> np.ndarray:
+def _spread(count: int, positions: int) -> np.ndarray:
     import numpy as np
 
-    return np.unique(np.linspace(0, count - 1, min(count, MAX_POSITIONS)).astype(np.int64))
+    return np.unique(np.linspace(0, count - 1, min(count, positions)).astype(np.int64))
 
 
-def _round(layer: _Layer, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _round(layer: _Layer, weight: np.ndarray, damping: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the rounded weight tensor and what the bias must gain, per output channel."""
     import numpy as np
 
@@ -219,10 +233,10 @@ def _round(layer: _Layer, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scale = np.where(largest > 0, largest / GRID, 1.0)
     integers = np.zeros_like(matrix)
     if layer.groups == 1:
-        integers[0] = _solve(matrix[0] / scale[0], layer.moments[0])
+        integers[0] = _solve(matrix[0] / scale[0], layer.moments[0], damping)
     else:
         for group in range(layer.groups):
-            integers[group] = _solve(matrix[group] / scale[group], layer.moments[group])
+            integers[group] = _solve(matrix[group] / scale[group], layer.moments[group], damping)
     rounded = integers * scale
     mean = layer.means / max(layer.count, 1)
     shift = np.einsum("goi,gi->go", matrix - rounded, mean).reshape(-1)
@@ -247,7 +261,7 @@ def _from_rows(layer: _Layer, rows: np.ndarray, weight: np.ndarray) -> np.ndarra
     return np.ascontiguousarray(rows.reshape(weight.shape).astype(weight.dtype))
 
 
-def _solve(target: np.ndarray, moments: np.ndarray) -> np.ndarray:
+def _solve(target: np.ndarray, moments: np.ndarray, damping: float) -> np.ndarray:
     """Round `target` (outputs, inputs), in units of the grid, column by column with error feedback.
 
     The inverse of the damped second moments is taken once, as its upper Cholesky factor: row j then holds the weights
@@ -262,7 +276,7 @@ def _solve(target: np.ndarray, moments: np.ndarray) -> np.ndarray:
     back = np.argsort(order, kind="stable")
     damped = moments[np.ix_(order, order)].copy()
     diagonal = np.diag_indices(inputs)
-    damped[diagonal] += DAMPING * max(float(np.mean(damped[diagonal])), 1e-12)
+    damped[diagonal] += damping * max(float(np.mean(damped[diagonal])), 1e-12)
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T
     work = target[:, order].copy()
     pinned = np.abs(work) >= np.abs(work).max(1, keepdims=True)
