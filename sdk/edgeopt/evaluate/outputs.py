@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outputs of a model over a data set, kept as one array an output: (samples, ...)."""
+"""Outputs of a model over a data set, kept as one array an output: (samples, ...), with the labels beside them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeopt.evaluate import labels as labelling
 from edgeopt.evaluate.samples import Samples
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgeopt.evaluate.labels import Annotations, Label
+
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model said: name -> (samples, ...) float32; `labels` is None where the data has none."""
+    """What a model said: name -> (samples, ...) float32.
+
+    `labels` is one array, samples first: int64 (samples,) for classes, text, masks, targets. `annotations` is one
+    mapping of arrays a sample (boxes). Both are None where the data has no labels.
+    """
 
     arrays: Mapping[str, np.ndarray]
     labels: np.ndarray | None
+    annotations: Annotations | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -31,6 +39,11 @@ class Outputs:
         arrays: dict[str, Any] = {f"output.{name}": array for name, array in self.arrays.items()}
         if self.labels is not None:
             arrays["labels"] = self.labels
+        if self.annotations is not None:
+            for name in self.annotations[0]:
+                rows = [np.atleast_1d(row[name]) for row in self.annotations]
+                arrays[f"label.{name}"] = np.concatenate(rows)
+                arrays[f"count.{name}"] = np.asarray([len(row) for row in rows], np.int64)
         np.savez(path, **arrays)
 
     @classmethod
@@ -39,12 +52,18 @@ class Outputs:
         import numpy as np
 
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {
-                name.removeprefix("output."): archive[name]
-                for name in archive.files
-                if name.startswith("output.")
-            }
-            return cls(arrays, archive["labels"] if "labels" in archive.files else None)
+            found = {name: archive[name] for name in archive.files}
+        arrays = {
+            name.removeprefix("output."): array for name, array in found.items() if name.startswith("output.")
+        }
+        parts = {
+            name.removeprefix("label."): np.split(array, np.cumsum(found[f"count.{name[6:]}"])[:-1])
+            for name, array in found.items()
+            if name.startswith("label.")
+        }
+        rows = zip(*parts.values(), strict=True)
+        annotations = tuple(dict(zip(parts, row, strict=True)) for row in rows) if parts else None
+        return cls(arrays, found.get("labels"), annotations)
 
 
 def collect(
@@ -56,11 +75,11 @@ def collect(
     import numpy as np
 
     rows: dict[str, list[np.ndarray]] = {}
-    labels: list[int | None] = []
+    labels: list[Label | None] = []
     for sample in samples:
         for name, array in infer(sample.inputs).items():
             rows.setdefault(name, []).append(np.asarray(array, np.float32)[0])
         labels.append(sample.label)
         on_sample()
-    known = None if any(label is None for label in labels) else np.asarray(labels, np.int64)
-    return Outputs({name: np.stack(arrays) for name, arrays in rows.items()}, known)
+    found, annotations = labelling.stack(labels)
+    return Outputs({name: np.stack(arrays) for name, arrays in rows.items()}, found, annotations)

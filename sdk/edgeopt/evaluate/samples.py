@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgeopt.evaluate import labels as labelling
 from edgeopt.evaluate.preprocess import Preprocess
 from edgeopt_wire.document import canonical_bytes
 from edgeopt_wire.errors import RecipeError
@@ -25,6 +26,8 @@ from edgeopt_wire.tensor import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgeopt.evaluate.labels import Label
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 LABEL_COLUMNS = ("label", "class_index", "class", "category", "target")
 FILE_COLUMNS = ("file", "filename", "image", "path")
@@ -32,10 +35,10 @@ FILE_COLUMNS = ("file", "filename", "image", "path")
 
 @dataclass(frozen=True)
 class Sample:
-    """Inputs by name, batch 1, and the class index where the data has labels."""
+    """Inputs by name, batch 1, and the label where the data has labels: a class index or what `labels` knows."""
 
     inputs: Mapping[str, np.ndarray]
-    label: int | None = None
+    label: Label | None = None
 
 
 class Samples(Protocol):
@@ -97,7 +100,7 @@ class _Photos:
 @dataclass(frozen=True)
 class _Arrays:
     arrays: Mapping[str, np.ndarray]
-    labels: Sequence[int] | None
+    labels: Sequence[Label] | None
     digest: str
 
     def __len__(self) -> int:
@@ -105,7 +108,7 @@ class _Arrays:
 
     def __iter__(self) -> Iterator[Sample]:
         for number in range(len(self)):
-            label = None if self.labels is None else int(self.labels[number])
+            label = None if self.labels is None else self.labels[number]
             yield Sample({name: array[number : number + 1] for name, array in self.arrays.items()}, label)
 
 
@@ -236,9 +239,10 @@ def _open_factory(spec: str, inputs: tuple[TensorSpec, ...], limit: int | None, 
     arrays = {
         name: np.concatenate([_batched(np.asarray(row[name]), inputs) for row in rows]) for name in rows[0]
     }
+    labels = None
     if all(label is not None for _, label in pairs):
-        arrays["y"] = np.asarray([label for _, label in pairs], np.int64)
-    return _of_arrays(arrays, spec, inputs, limit, seed)
+        labels = [labelling.tidy(label, spec) for _, label in pairs]
+    return _of_arrays(arrays, spec, inputs, limit, seed, labels=labels)
 
 
 def _batched(array: np.ndarray, inputs: tuple[TensorSpec, ...]) -> np.ndarray:
@@ -246,19 +250,25 @@ def _batched(array: np.ndarray, inputs: tuple[TensorSpec, ...]) -> np.ndarray:
 
 
 def _of_arrays(
-    arrays: Mapping[str, Any], where: str, inputs: tuple[TensorSpec, ...], limit: int | None, seed: int
+    arrays: Mapping[str, Any],
+    where: str,
+    inputs: tuple[TensorSpec, ...],
+    limit: int | None,
+    seed: int,
+    *,
+    labels: list[Label] | None = None,
 ) -> _Arrays:
-    labels: Any = next((arrays[name] for name in ("y", "labels", "label") if name in arrays), None)
     chosen: dict[str, Any] = {}
     for spec in inputs:
         name = spec.name if spec.name in arrays else "x" if len(inputs) == 1 and "x" in arrays else ""
         if not name:
             raise RecipeError(
                 f"{where} has the arrays {', '.join(arrays) or 'none'}; the model's inputs are "
-                f"{', '.join(s.name for s in inputs)} (one input may be called x, labels y)"
+                f"{', '.join(s.name for s in inputs)} (one input may be called x, labels y or y.<part>)"
             )
         chosen[spec.name] = _fitting(arrays[name], spec, f"{where}, array {name!r}")
     counts = {name: len(array) for name, array in chosen.items()}
+    labels = labels if labels is not None else labelling.find(arrays, where, chosen)
     if labels is not None:
         counts["labels"] = len(labels)
     if len(set(counts.values())) != 1 or 0 in counts.values():
@@ -272,8 +282,8 @@ def _of_arrays(
         digest.update(f"{name} {chosen[name].dtype} {chosen[name].shape} ".encode())
         digest.update(chosen[name].tobytes())
     if labels is not None:
-        labels = [int(labels[number]) for number in order]
-        digest.update(canonical_bytes(labels))
+        labels = [labels[number] for number in order]
+        digest.update(labelling.digest(labels))
     return _Arrays(chosen, labels, digest.hexdigest())
 
 
