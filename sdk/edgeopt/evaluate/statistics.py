@@ -34,6 +34,9 @@ MIN_SAMPLES = 10
 NOISE = 0.05
 """A difference whose p-value is not below this is within noise."""
 
+NO_LIMIT = 1e-12
+"""An allowed drop below this is none: no number of samples shows it."""
+
 MET, NOT_MET, UNKNOWN = "met", "not met", "cannot be told"
 WITHIN_NOISE, BETTER, WORSE = "within noise", "better", "worse"
 _CHUNK = 64
@@ -151,7 +154,7 @@ def judge(
         return _verdict(baseline, answer, _Difference(math.nan, math.nan, math.nan, None, None, ""), None)
     found = _difference(baseline, candidate, seed)
     needed = None
-    if limit is not None and limit > 0 and found.variance is not None:
+    if limit is not None and limit > NO_LIMIT and found.variance is not None:
         needed = math.ceil((Z_95 + Z_POWER_80) ** 2 * found.variance / limit**2)
     return _verdict(baseline, _answer(found, limit), found, needed)
 
