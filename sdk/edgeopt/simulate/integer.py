@@ -128,15 +128,19 @@ class IntegerNet:
                 consumers.setdefault(name, []).append(node)
         found: dict[str, Layer] = {}
         for node in self._live:
-            if node.op_type not in LAYER_TYPES:
-                continue
-            weights = self._constants.get(node.inputs[1])
-            source = self._integer_source(node.inputs[0], producers)
-            if source is None or not isinstance(weights, Quantized) or weights.integers.dtype.itemsize != 1:
+            weights = self._constants.get(node.inputs[1]) if node.op_type in LAYER_TYPES else None
+            if not isinstance(weights, Quantized) or weights.integers.dtype.itemsize != 1:
                 continue
             matrix = weight_matrix(node, weights.integers)
+            source, source_grid = self._integer_source(node.inputs[0], producers)
             output, grid = self._rounded(node.outputs[0], consumers)
-            if matrix is None or (node.op_type == "Conv" and grid is None):
+            if matrix is None or source_grid is None:
+                continue
+            is_unsigned = self._is_unsigned(source, source_grid, consumers)
+            is_alike = grid is None or self._is_unsigned(output, grid, consumers) == is_unsigned
+            if node.op_type != "Gemm" and not is_unsigned:
+                continue
+            if not is_alike or (node.op_type == "Conv" and grid is None):
                 continue
             found[node.outputs[0]] = Layer(
                 node.name,
@@ -145,22 +149,35 @@ class IntegerNet:
                 matrix,
                 output,
                 grid,
-                raw_offset=128 if source.dtype.kind == "i" else 0,
+                raw_offset=128 if source_grid.dtype.kind == "i" else 0,
+                is_unsigned=is_unsigned,
                 is_depthwise=node.op_type == "Conv"
                 and weights.integers.shape[1] == 1
                 and weights.integers.shape[0] == node.attributes.get("group", 1),
             )
         return found
 
-    def _integer_source(self, name: str, producers: Mapping[str, Node]) -> Grid | None:
-        """The grid of an activation if it is quantized when it arrives here."""
+    def _integer_source(self, name: str, producers: Mapping[str, Node]) -> tuple[str, Grid | None]:
+        """The integer tensor that arrives here as an activation, and its grid; None if floats arrive."""
         node = producers.get(name)
         while node is not None and (node.op_type in MOVES or node.op_type in ("MaxPool", "Resize")):
             node = producers.get(node.inputs[0])
         if node is None or node.op_type != _DEQUANTIZE:
-            return None
+            return "", None
         grid = _grid(node, [self._constants.get(entry) for entry in node.inputs])
-        return grid if grid.dtype.itemsize == 1 else None
+        return node.inputs[0], grid if grid.dtype.itemsize == 1 else None
+
+    def _is_unsigned(self, name: str, grid: Grid, consumers: Mapping[str, Sequence[Node]]) -> bool:
+        """Whether a tensor is uint8 on x86: int8 becomes so where it is read once."""
+        if grid.dtype.kind == "u":
+            return True
+        readers = consumers.get(name, ())
+        if name in self._outputs or name in self._inputs or len(readers) != 1:
+            return False
+        (reader,) = readers
+        real_name = reader.outputs[0]
+        uses = len(consumers.get(real_name, ())) + self._outputs.count(real_name)
+        return reader.op_type == _DEQUANTIZE and uses == 1
 
     def _rounded(self, name: str, consumers: Mapping[str, Sequence[Node]]) -> tuple[str, Grid | None]:
         """The integer tensor that a sum is rounded to, through a Relu or Clip that the rounding absorbs."""

@@ -4,8 +4,10 @@
 Rules, as ONNX Runtime forms them on x86 (`core/optimizer/qdq_transformer/selectors_actions/qdq_selectors.cc`):
 - A Conv runs in integers only if a QuantizeLinear stands behind it (a Relu or Clip between them is absorbed);
   a MatMul or Gemm runs in integers in any case (`QLinearMatMul`, `MatMulIntegerToFloat`, `QGemm`).
-- Activations of int8 become uint8 with 128 added before anything runs (`qdq_s8_to_u8.cc`): an s8s8 model is a u8s8
-  model on x86.
+- Activations of int8 become uint8 with 128 added before anything runs, if a single operator reads them
+  (`qdq_s8_to_u8.cc`, after `ensure_unique_dq_for_node_unit.cc`): mostly, an s8s8 model is a u8s8 model on x86. Others keep their Conv or MatMul in float; a Gemm
+  of them runs as s8s8.
+- A layer whose output is unsigned and whose input is not, or the other way round, runs in float.
 - Weights are constants here; a product of two activations is u8u8 and exact.
 """
 
@@ -29,7 +31,7 @@ class Layer:
     `matrix` has its weights as (groups, K, N), K in the order of `edgeopt.simulate.sums`, N the outputs of a group.
     `weight` is the name of the quantized initializer; `output` of the integer tensor that the layer gives, empty if
     it gives floats; `grid` is that tensor's. `raw_offset` is what x86 adds to an input before multiplying (128 for
-    int8). `is_depthwise` marks a convolution with one input and one output channel a group.
+    int8), `is_unsigned` whether that input is uint8 then. `is_depthwise` marks a convolution with one input and one output channel a group.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Layer:
     output: str
     grid: Grid | None
     raw_offset: int
+    is_unsigned: bool
     is_depthwise: bool
 
     @property
@@ -48,7 +51,7 @@ class Layer:
         Weights of int8 do, uint8 ones are multiplied in 16 bits (`QgemmU8U8KernelAvx2.S`, vpmaddwd). Depthwise
         kernels widen to 32 or 16 bits first (`ConvSymKernelAvx2.S`, `qdwconv_avx2.cpp`).
         """
-        return self.matrix.dtype.kind == "i" and not self.is_depthwise
+        return self.is_unsigned and self.matrix.dtype.kind == "i" and not self.is_depthwise
 
 
 @dataclass(frozen=True)
