@@ -141,13 +141,15 @@ def judge(
     value; None asks only whether there is a difference. `samples_needed` is for 80 % power at 5 %, two-sided.
 
     Raises:
-        RecipeError: The scores are of different metrics or numbers of samples.
+        RecipeError: The scores are of different metrics or numbers of samples, or the baseline's is no number.
     """
     if (baseline.name, baseline.samples) != (candidate.name, candidate.samples):
         raise RecipeError(
             f"expected the same metric on the same samples, found {baseline.name} of {baseline.samples} and "
             f"{candidate.name} of {candidate.samples}"
         )
+    if not math.isfinite(baseline.value):
+        raise RecipeError(f"the unmodified model's {baseline.name} is no number; check outputs and labels")
     limit = None if max_drop is None else max_drop * abs(baseline.value) if relative else max_drop
     if not math.isfinite(candidate.value):
         answer = WORSE if limit is None else NOT_MET

@@ -149,6 +149,8 @@ def test_a_candidate_whose_figure_is_no_number_never_meets_a_limit(odd: float) -
     verdict = judge(_error(values), _error(np.where(values == 3, odd, values)), 1e9)
     assert verdict.answer == "not met"
     assert verdict.sentence() == "the candidate's mae is no number: not met"
+    with pytest.raises(RecipeError, match="the unmodified model's mae is no number"):
+        judge(_error(np.where(values == 3, odd, values)), _error(values), 1.0)
 
 
 def test_scores_of_other_samples_or_metrics_are_not_compared() -> None:

@@ -4,7 +4,8 @@
 A task offers `Options`, a frozen dataclass whose fields have defaults and which `[evaluate.options]` fills, and
 `score(outputs, baseline, options) -> Scores`. `baseline` is what the unmodified model says of the same samples (the
 baseline itself is scored with `outputs` and `baseline` the same); most tasks look at the labels only. Outputs or labels
-that do not fit are a RecipeError that says what was expected and found. A user's own function is the task `custom`, or
+that do not fit are a RecipeError that says what was expected and found. A task may offer `check(options)`, which looks
+at what the options name (a user's function) before anything long begins. A user's own function is the task `custom`, or
 `task = "module:function"` for short.
 """
 
@@ -67,6 +68,8 @@ def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
             raise RecipeError(f"{where}: {seam.unknown('option', key, known)}")
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     try:
-        return Task(name, module, from_json(module.Options, plain, where))
+        task = Task(name, module, from_json(module.Options, plain, where))
     except DocumentError as error:
         raise RecipeError(str(error)) from error
+    getattr(module, "check", lambda _: None)(task.options)
+    return task
