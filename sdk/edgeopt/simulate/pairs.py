@@ -120,6 +120,22 @@ def safe_ranges(matrix: np.ndarray) -> np.ndarray:
     return np.asarray(np.maximum(abs(wide).max(axis=1), one_sided(wide).max(axis=1)))
 
 
+def partners(channels: int, positions: int) -> np.ndarray:
+    """For weights flattened as ONNX has them (channel, position), the index of each one's partner, -1 for none.
+
+    For a pass that chooses integers one by one and must keep pairs safe. A matrix product has 1 position.
+    """
+    import numpy as np
+
+    depth = channels * positions
+    ordered = np.arange(depth)  # position, channel: the order in which they are multiplied
+    flat = (ordered % channels) * positions + ordered // channels
+    other = ordered ^ 1
+    found = np.empty(depth, np.int64)
+    found[flat] = np.where(other < depth, flat[np.minimum(other, depth - 1)], -1)
+    return found
+
+
 def unlayered(ranges: np.ndarray, op_type: str) -> np.ndarray:
     """Give ranges (groups, N) in the order of the output channels of a Conv, MatMul or Gemm.
 
