@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.simulate import products
-from edgeopt.simulate.layers import LAYER_TYPES, Layer, Node, parse, weight_matrix
+from edgeopt.simulate.layers import LAYER_TYPES, Layer, Node, is_depthwise, parse, weight_matrix
 from edgeopt.simulate.operators import MOVES, table
 from edgeopt.simulate.products import Adjust
 from edgeopt.simulate.values import Grid, Quantized, Value, quantize, real
@@ -151,9 +151,7 @@ class IntegerNet:
                 grid,
                 raw_offset=128 if source_grid.dtype.kind == "i" else 0,
                 is_unsigned=is_unsigned,
-                is_depthwise=node.op_type == "Conv"
-                and weights.integers.shape[1] == 1
-                and weights.integers.shape[0] == node.attributes.get("group", 1),
+                is_depthwise=is_depthwise(node, weights.integers.shape),
             )
         return found
 

@@ -89,3 +89,13 @@ def weight_matrix(node: Node, weights: np.ndarray) -> np.ndarray | None:
     if node.op_type == "Gemm" and node.attributes.get("transB", 0):
         weights = weights.T
     return np.ascontiguousarray(weights)[None]
+
+
+def output_axis(node: Node) -> int:
+    """The axis of a layer's weights that its output channels lie along."""
+    return 0 if node.op_type == "Conv" or node.attributes.get("transB", 0) else 1
+
+
+def is_depthwise(node: Node, shape: tuple[int, ...]) -> bool:
+    """Whether weights of this shape make a convolution with one channel in and one out a group."""
+    return node.op_type == "Conv" and shape[1] == 1 and shape[0] == node.attributes.get("group", 1)

@@ -31,8 +31,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgeopt_wire.errors import UnsupportedError
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -134,14 +132,3 @@ def partners(channels: int, positions: int) -> np.ndarray:
     found = np.empty(depth, np.int64)
     found[flat] = np.where(other < depth, flat[np.minimum(other, depth - 1)], -1)
     return found
-
-
-def unlayered(ranges: np.ndarray, op_type: str) -> np.ndarray:
-    """Give ranges (groups, N) in the order of the output channels of a Conv, MatMul or Gemm.
-
-    Raises:
-        UnsupportedError: The operator has groups and is no convolution.
-    """
-    if op_type != "Conv" and ranges.shape[0] != 1:
-        raise UnsupportedError(f"simulation: {op_type} has no groups")
-    return ranges.reshape(-1)

@@ -19,8 +19,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.simulate.integer import IntegerNet
-from edgeopt.simulate.layers import LAYER_TYPES, Layer, parse, weight_matrix
-from edgeopt.simulate.pairs import can_saturate, excess, safe_ranges, unlayered, worst_sum
+from edgeopt.simulate.layers import LAYER_TYPES, Layer, is_depthwise, output_axis, parse, weight_matrix
+from edgeopt.simulate.pairs import can_saturate, excess, safe_ranges, worst_sum
 from edgeopt.simulate.values import Accumulated, quantize
 from edgeopt_converters.model import Model
 from edgeopt_wire import seam
@@ -155,43 +155,54 @@ def seven_bit_layers(report: SaturationReport, limit_db: float = DEFAULT_LIMIT_D
 
     With `limit_db` infinite, all that any input can saturate: then the model is exact on every CPU.
     """
-    return tuple(
-        layer.name
-        for layer in report.layers
-        if layer.can_saturate and (layer.sqnr_db < limit_db or limit_db == math.inf)
-    )
+    return tuple(layer.name for layer in report.layers if layer.can_saturate and layer.sqnr_db < limit_db)
 
 
-def narrow_ranges(program: Any, layers: Iterable[str]) -> dict[str, np.ndarray]:
+@dataclass(frozen=True)
+class WeightRanges:
+    """What to quantize a weight in: a magnitude for each output channel, and the axis that they lie along."""
+
+    axis: int
+    magnitudes: tuple[float, ...]
+
+
+def narrow_ranges(program: Any, layers: Iterable[str]) -> dict[str, WeightRanges]:
     """For layers of a *float* ONNX model, the ranges to quantize their weights in so that they cannot saturate.
 
-    Returns, by the name of the weight's initializer, one magnitude for each output channel: quantize symmetrically
-    to int8 with scale = range / 127 and round to nearest. A channel without a dangerous pair keeps its range, the
-    worst one gets twice that: 7 bits. A weight that several layers share gets the widest.
+    By the name of the weight's initializer. Quantized symmetrically to int8 with scale = magnitude / 127, each to the
+    nearest, no pair overflows with any input. A channel without a dangerous pair keeps its range, the worst one gets
+    twice that: 7 bits. A weight that several layers share gets the widest. A layer that is exact anyway (depthwise)
+    is left out.
 
     Raises:
         RecipeError: There is no such layer.
-        UnsupportedError: The layer has no constant weights.
+        UnsupportedError: The layer has no constant weights, or shares them along another axis.
     """
-    import numpy as np
     from onnx import numpy_helper
 
     nodes = {node.name: node for node in map(parse, program.graph.node) if node.op_type in LAYER_TYPES}
     constants = {tensor.name: tensor for tensor in program.graph.initializer}
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, WeightRanges] = {}
     for name in layers:
         if name not in nodes:
             raise RecipeError(f"narrow_ranges: {seam.unknown('layer', name, tuple(nodes))}")
         node = nodes[name]
         weight = node.inputs[1]
-        matrix = (
-            weight_matrix(node, numpy_helper.to_array(constants[weight])) if weight in constants else None
-        )
-        if matrix is None:
+        values = numpy_helper.to_array(constants[weight]) if weight in constants else None
+        matrix = weight_matrix(node, values) if values is not None else None
+        if values is None or matrix is None:
             raise UnsupportedError(f"narrow_ranges: layer {name!r} has no constant weights that are a matrix")
-        ranges = unlayered(safe_ranges(matrix), node.op_type)
-        found[weight] = np.maximum(found[weight], ranges) if weight in found else ranges
+        if is_depthwise(node, values.shape):
+            continue
+        ranges = WeightRanges(output_axis(node), tuple(safe_ranges(matrix).reshape(-1).tolist()))
+        found[weight] = _widest(weight, found.get(weight, ranges), ranges)
     return found
+
+
+def _widest(weight: str, first: WeightRanges, second: WeightRanges) -> WeightRanges:
+    if first.axis != second.axis or len(first.magnitudes) != len(second.magnitudes):
+        raise UnsupportedError(f"narrow_ranges: weight {weight!r} is shared by layers along different axes")
+    return WeightRanges(first.axis, tuple(map(max, first.magnitudes, second.magnitudes)))
 
 
 class _Ratio:
