@@ -20,6 +20,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a resized photo is cropped: its size after resizing, and the left upper corner of the crop, in pixels."""
+
+    width: int
+    height: int
+    left: int
+    top: int
+
+
+@dataclass(frozen=True)
 class Preprocess:
     """`resize` is the shorter side and `crop` the square's side, in pixels; mean and std are per channel after scale."""
 
@@ -61,6 +71,12 @@ class Preprocess:
         """The keys of a recipe's `[preprocess]`."""
         found: dict[str, Any] = to_json(self)
         return found
+
+    def place(self, width: int, height: int) -> Place:
+        """What happens to a photo of this size, upright; labels that lie in it must follow."""
+        factor = self.resize / min(width, height)
+        wide, high = (max(self.crop, round(side * factor)) for side in (width, height))
+        return Place(wide, high, (wide - self.crop) // 2, (high - self.crop) // 2)
 
     def photo(self, path: Path, spec: TensorSpec) -> np.ndarray:
         """Read one photo into the tensor `spec`, batch 1.

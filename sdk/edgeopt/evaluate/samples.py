@@ -3,6 +3,7 @@
 
 Rules:
 - Order is by name; a limit draws a subset with a seed. The digest is of the content that is used, not of dates.
+- A folder of images is labelled by its labels.csv, by boxes or masks beside them (`photo_labels`), or by class folders.
 - Images are decoded when they are walked over, so that memory does not grow with the data set.
 - What does not fit the model is refused before anything long begins, with the file, what was expected and found.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeopt.evaluate import labels as labelling
+from edgeopt.evaluate import photo_labels
 from edgeopt.evaluate.preprocess import Preprocess
 from edgeopt_wire.document import canonical_bytes
 from edgeopt_wire.errors import RecipeError
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeopt.evaluate.labels import Label
+    from edgeopt.evaluate.photo_labels import Pending
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 LABEL_COLUMNS = ("label", "class_index", "class", "category", "target")
@@ -84,7 +87,7 @@ def load_samples(
 
 @dataclass(frozen=True)
 class _Photos:
-    files: tuple[tuple[Path, int | None], ...]
+    files: tuple[tuple[Path, int | Pending | None], ...]
     spec: TensorSpec
     preprocess: Preprocess
     digest: str
@@ -94,7 +97,8 @@ class _Photos:
 
     def __iter__(self) -> Iterator[Sample]:
         for path, label in self.files:
-            yield Sample({self.spec.name: self.preprocess.photo(path, self.spec)}, label)
+            known = label if label is None or isinstance(label, int) else label.read(path, self.preprocess)
+            yield Sample({self.spec.name: self.preprocess.photo(path, self.spec)}, known)
 
 
 @dataclass(frozen=True)
@@ -143,13 +147,19 @@ def _open_folder(
             f"[preprocess] with resize, crop = {side}, mean and std into the recipe"
         )
     labels = folder / "labels.csv"
-    files = _listed(labels) if labels.is_file() else _class_folders(folder) or _flat(folder)
+    files: list[tuple[Path, int | Pending | None]]
+    if labels.is_file():
+        files = [*_listed(labels)]
+    else:
+        beside = photo_labels.find(folder)
+        files = [*(beside if beside is not None else _class_folders(folder) or _flat(folder))]
     if not files:
         raise RecipeError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
     chosen = tuple(_subset(files, limit, seed))
     digest = hashlib.sha256(canonical_bytes(preprocess.as_mapping()))
     for path, label in chosen:
-        digest.update(f"{label} ".encode())
+        plain = label is None or isinstance(label, int)
+        digest.update(f"{label} ".encode() if plain else label.digest())
         try:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         except OSError as error:

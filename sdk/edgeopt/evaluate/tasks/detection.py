@@ -29,9 +29,13 @@ RESAMPLES = 300
 
 @dataclass(frozen=True)
 class Options(Layout):
-    """How to read the outputs, see `detectors.Layout`; and how many detections of a class count in an image."""
+    """How to read the outputs, see `detectors.Layout`; how many detections of a class count in an image.
+
+    `label` is the part of the labels that holds the classes: "category_ids" for a model that says COCO's own numbers.
+    """
 
     max_detections: int = 100
+    label: str = "classes"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +52,7 @@ def score(outputs: Outputs, baseline: Outputs, options: Options) -> Scores:
     import numpy as np
 
     del baseline
-    truth = _objects(outputs)
+    truth = _objects(outputs, options.label)
     if not any((~objects.crowd).any() for objects in truth):
         raise RecipeError("detection expects at least one object in the labels, found none")
     found = read(outputs, options)
@@ -68,14 +72,15 @@ def score(outputs: Outputs, baseline: Outputs, options: Options) -> Scores:
     return Scores((tell("map", None), tell("map50", 1)))
 
 
-def _objects(outputs: Outputs) -> tuple[Objects, ...]:
+def _objects(outputs: Outputs, label: str) -> tuple[Objects, ...]:
     import numpy as np
 
     labels = outputs.labels
     if labels is not None and labels.ndim == 3 and labels.shape[2] == 5 and labels.dtype.kind in "fiu":
         rows = [{"boxes": row[:, :4], "classes": row[:, 4]} for row in labels]
     else:
-        rows = [dict(row) for row in expect.parts(outputs, ("boxes", "classes"), "boxes")]
+        parts = expect.parts(outputs, ("boxes", label), "boxes")
+        rows = [{**row, "classes": row[label]} for row in parts]
     found = []
     for number, row in enumerate(rows):
         boxes = np.asarray(row["boxes"], np.float64)
