@@ -71,14 +71,15 @@ def collect(
     samples: Samples,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Outputs:
-    """Run every sample, batch 1."""
+    """Run every sample, batch 1; an output whose first axis is no batch (a recurrent state) is kept whole."""
     import numpy as np
 
     rows: dict[str, list[np.ndarray]] = {}
     labels: list[Label | None] = []
     for sample in samples:
         for name, array in infer(sample.inputs).items():
-            rows.setdefault(name, []).append(np.asarray(array, np.float32)[0])
+            row = np.asarray(array, np.float32)
+            rows.setdefault(name, []).append(row[0] if row.shape[:1] == (1,) else row)
         labels.append(sample.label)
         on_sample()
     found, annotations = labelling.stack(labels)

@@ -93,3 +93,15 @@ def test_collected_outputs_survive_a_file(tmp_path: object) -> None:
     np.testing.assert_array_equal(found.arrays["double"], again.arrays["double"])
     assert found.arrays["double"].shape == (6, 4)
     assert again.labels is None
+
+
+def test_an_output_whose_first_axis_is_no_batch_is_kept_whole() -> None:
+    samples = random_samples((TensorSpec("x", (1, 4), "float32"),), 3, seed=1)
+    found = collect(
+        lambda inputs: {"state": np.ones((2, 1, 5)), "flag": np.float32(1), "y": inputs["x"]}, samples
+    )
+    assert {name: array.shape for name, array in found.arrays.items()} == {
+        "state": (3, 2, 1, 5),
+        "flag": (3,),
+        "y": (3, 4),
+    }
