@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The integer layers of a QDQ model: every Conv, MatMul and Gemm whose input and weights are 8-bit integers.
+"""The integer layers of a quantized model, and how their weights lie.
 
-Rules, as ONNX Runtime forms them on x86 (`core/optimizer/qdq_transformer/selectors_actions/qdq_selectors.cc`):
-- A Conv runs in integers only if a QuantizeLinear stands behind it (a Relu or Clip between them is absorbed);
-  a MatMul or Gemm runs in integers in any case (`QLinearMatMul`, `MatMulIntegerToFloat`, `QGemm`).
-- Activations of int8 become uint8 with 128 added before anything runs, if a single operator reads them
-  (`qdq_s8_to_u8.cc`, after `ensure_unique_dq_for_node_unit.cc`): mostly, an s8s8 model is a u8s8 model on x86. Others keep their Conv or MatMul in float; a Gemm
-  of them runs as s8s8.
-- A layer whose output is unsigned and whose input is not, or the other way round, runs in float.
-- Weights are constants here; a product of two activations is u8u8 and exact.
+A layer is a Conv, MatMul or Gemm whose input and weights are 8-bit integers when ONNX Runtime runs it; which ones are
+is decided in `edgeopt.simulate.fusions`.
 """
 
 from __future__ import annotations
@@ -21,7 +15,7 @@ if TYPE_CHECKING:
 
     from edgeopt.simulate.values import Grid
 
-LAYER_TYPES = ("Conv", "MatMul", "Gemm")
+LAYER_TYPES = ("Conv", "MatMul", "Gemm", "MatMulInteger")
 
 
 @dataclass(frozen=True)
@@ -29,14 +23,12 @@ class Layer:
     """One of them.
 
     `matrix` has its weights as (groups, K, N), K in the order of `edgeopt.simulate.sums`, N the outputs of a group.
-    `weight` is the name of the quantized initializer; `output` of the integer tensor that the layer gives, empty if
-    it gives floats; `grid` is that tensor's. `raw_offset` is what x86 adds to an input before multiplying (128 for
+    `output` names the integer tensor that the layer is rounded to, empty if it is not; `grid` is that tensor's. `raw_offset` is what x86 adds to an input before multiplying (128 for
     int8), `is_unsigned` whether that input is uint8 then. `is_depthwise` marks a convolution with one input and one output channel a group.
     """
 
     name: str
     op_type: str
-    weight: str
     matrix: np.ndarray
     output: str
     grid: Grid | None

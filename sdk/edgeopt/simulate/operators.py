@@ -33,7 +33,7 @@ MOVES = frozenset(_MOVES.split())
 
 _PLAIN = """
 Abs Add And ArgMax ArgMin BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape Cos Div
-Dropout Einsum Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish
+Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish
 InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax Max Mean Min Mish
 Mul Neg Not Or PRelu Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
 Relu Round Selu Shape Sigmoid Sign Sin Size Softmax Softplus Softsign Sqrt Sub Sum Tanh

@@ -6,20 +6,20 @@ of the two in int16, *clipped* to -32768 .. 32767 (Intel, "Intrinsics Guide", _m
 reach 2 * 255 * 127 = 64770. Everything after it is exact: `vpmaddwd` with ones widens to int32, zero points are
 subtracted from exact row and column sums.
 
-Who does that in ONNX Runtime 1.32 (MLAS, `onnxruntime/core/mlas/lib/`):
-- Certain, read in the sources and compared with the real kernels under emulation of a Haswell, bit by bit
-  (`tests/edgeopt/simulate/record_avx2.py`): `QgemmU8X8KernelAvx2.S` (MatMul, Gemm, convolutions that are not
-  symmetric or have groups) and `ConvSymKernelAvx2.S` (other convolutions) use it on the bytes as they are stored, zero
-  point included. K goes in fours, so a pair is (2i, 2i+1) of K in the order of `edgeopt.simulate.sums`; an odd K ends
-  with a zero.
-- Certain, both ways as well: depthwise kernels widen first (`ConvSymKernelAvx2.S` to 32 bits, `qdwconv_avx2.cpp` to
-  16) and u8u8 kernels too (`QgemmU8X8KernelAvx2.S`): exact. Activations of int8 become uint8 on x86, plus 128
-  (`qdq_s8_to_u8.cc`): s8s8 models saturate like u8s8 ones.
-- Read in the sources only: the matrix-vector kernel (`QgemvU8S8KernelAvx2.S`, where the zero point is 0) has the same
-  pairs; the AVX-512BW kernels (`QgemmU8S8KernelAvx512Core.S`, `ConvSymKernelAvx512Core.S`) have the same pairs, and
-  their depthwise kernel pairs each product with a zero: at most 255 * 128 = 32640, exact.
-- Exact everywhere: AVX-VNNI, AVX512-VNNI and AMX (`vpdpbusd` adds four products in int32), and any CPU if the session
-  option `session.x64quantprecision` is "1" (weights become u8 where one is beyond -64 .. 64, slower kernels).
+Who does that in ONNX Runtime 1.32 (MLAS, `onnxruntime/core/mlas/lib/`), read in the sources, and compared bit by bit
+with the real kernels (`tests/edgeopt/simulate/record_avx2.py`: AVX2 on an emulated Haswell, AVX-512BW in a copy of the
+library that does not look for VNNI; both give the same file):
+- `QgemmU8X8KernelAvx2.S`, `QgemmU8S8KernelAvx512Core.S` (static and dynamic MatMul, Gemm, convolutions with groups or
+  odd channels) and `ConvSymKernelAvx2.S`, `ConvSymKernelAvx512Core.S` (other convolutions) use it on the bytes as they
+  are stored, zero point included. K goes in fours, so a pair is (2i, 2i+1) of K in the order of
+  `edgeopt.simulate.sums`; an odd K ends with a zero.
+- Depthwise kernels are exact: they widen to 32 bits (`ConvSymKernelAvx2.S`) or 16 (`qdwconv_avx2.cpp`), or pair each
+  product with a zero (`ConvSymKernelAvx512Core.S`: at most 255 * 128 = 32640). So are u8u8 products (vpmaddwd).
+- Activations of int8 become uint8 on x86, plus 128 (`qdq_s8_to_u8.cc`): s8s8 models saturate like u8s8 ones.
+- Read only: the matrix-vector kernel (`QgemvU8S8KernelAvx2.S`) has the same pairs; constant weights never reach it.
+- Exact by definition: AVX-VNNI, AVX512-VNNI and AMX (`vpdpbusd` adds four products in int32), and any CPU if the
+  session option `session.x64quantprecision` is "1" (`avx2_weight_s8_to_u8.cc`: weights become u8 where one is beyond
+  -64 .. 64), which makes every layer slower, on CPUs with VNNI too.
 
 The cure is in the weights: where no pair of a column has positive parts, or negative parts, that add up to more than
 128, no byte can overflow it (128 * 255 = 32640). Seven bits (-64 .. 64) are enough for that, and more than is needed:

@@ -127,6 +127,31 @@ def gemm(node: Node, values: Sequence[Value], layer: Layer | None, adjust: Adjus
     return result
 
 
+def matmul_integer(node: Node, values: Sequence[Value], layer: Layer | None, adjust: Adjust | None) -> Value:
+    """Multiply integers less their zero points, of which one each is known; the sums are int32."""
+    import numpy as np
+
+    x, w = np.asarray(values[0]), np.asarray(values[1])
+    x_zero, w_zero = (
+        np.asarray(value if value is not None else 0) for value in (*values[2:], None, None)[:2]
+    )
+    if x_zero.size != 1 or w_zero.ndim > 1:
+        raise UnsupportedError(f"simulation: MatMulInteger {node.name!r} has a zero point for each row")
+    weights = w.astype(np.int32) - w_zero
+    if layer is None or layer.matrix.shape[0] != 1:
+        return np.matmul(x.astype(np.int32) - x_zero, weights).astype(np.int32)
+    found = _sum(
+        x.reshape(1, -1, x.shape[-1]),
+        int(x_zero.reshape(())),
+        matrix=weights[None].astype(sums.exact_type(_largest(weights.T))),
+        bias=None,
+        layer=layer,
+        adjust=adjust,
+        scale=np.ones(1, np.float32),
+    )
+    return found.reshape(*x.shape[:-1], -1).astype(np.int32)
+
+
 def _sum(
     rows: np.ndarray,
     zero_point: int,

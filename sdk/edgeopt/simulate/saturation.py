@@ -7,7 +7,7 @@ net is run twice, so that losses add up as they do on such a CPU. Arithmetic, so
 
 What does not help, so that nobody tries it: int8 activations (s8s8). ONNX Runtime makes them uint8 on x86, with a
 zero point near 128, and pairs saturate more often. What helps without a change of the weights: the session option
-`session.x64quantprecision` = "1" on CPUs without VNNI, at the price of slower kernels for every layer.
+`session.x64quantprecision` = "1". It costs what int8 had gained, on CPUs with VNNI too, so it is no default.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ class LayerSaturation:
 
     name: str
     op_type: str
-    weight: str
     worst_sum: int
     can_saturate: bool
     pair_sums: int
@@ -239,7 +238,6 @@ class _Tally:
         return LayerSaturation(
             layer.name,
             layer.op_type,
-            layer.weight,
             self.worst_sum,
             self.can_saturate,
             self.pair_sums,

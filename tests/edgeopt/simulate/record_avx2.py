@@ -70,9 +70,35 @@ def matrix_case(name: str, activation: str, *, is_rounded: bool = True) -> tuple
     return graph.finish(helper.make_node("MatMul", inputs, ["sum"], name), shape, is_rounded=is_rounded)
 
 
+def dynamic_case(name: str) -> tuple[Any, dict[str, np.ndarray]]:
+    """One matrix product whose input is quantized as it comes, as `quantize_dynamic` writes it."""
+    rows, depth, outputs = MATRICES[name]
+    rng = np.random.default_rng([13, list(MATRICES).index(name)])
+    weights = _weights(rng, (outputs, depth)).T.copy()
+    scales = (0.005 + 0.01 * rng.random(outputs)).astype(np.float32)
+    tensors = {"w": weights, "w_zero": np.zeros(outputs, np.int8), "w_scale": scales}
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["x_q", "x_scale", "x_zero"]),
+        helper.make_node("MatMulInteger", ["x_q", "w", "x_zero", "w_zero"], ["sum"], name),
+        helper.make_node("Cast", ["sum"], ["sum_real"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x_scale", "w_scale"], ["scale"]),
+        helper.make_node("Mul", ["sum_real", "scale"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "dynamic",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, rows, depth])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, rows, outputs])],
+        [numpy_helper.from_array(values, key) for key, values in tensors.items()],
+    )
+    program = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(program)
+    return program, {"x": (rng.beta(4, 1, (1, rows, depth)) - 0.1).astype(np.float32)}
+
+
 def cases() -> dict[str, tuple[Any, dict[str, np.ndarray]]]:
     """Every model and its input, by name."""
-    found = {}
+    found = {f"{name}-dynamic": dynamic_case(name) for name in MATRICES}
     for activation in SEEDS:
         found |= {f"{name}-{activation}": conv_case(name, activation) for name in CONVS}
         found |= {f"{name}-{activation}": matrix_case(name, activation) for name in MATRICES}

@@ -3,13 +3,14 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
@@ -195,6 +196,28 @@ def test_ranges_of_harmless_weights_are_what_they_are_anyway() -> None:
 def test_signed_activations_do_not_help_on_x86() -> None:
     report = check_saturation(quantized(saturating(), S8S8), bright())
     assert by_name(report)["first"].share > 0.5
+
+
+def test_a_dynamically_quantized_product_is_judged_too(tmp_path: Path) -> None:
+    weights = np.abs(np.random.default_rng(4).normal(0, 1, (64, 16))).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "product")],
+        "dynamic",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 5, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 5, 16])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    program = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    files = tmp_path / "float.onnx", tmp_path / "dynamic.onnx"
+    onnx.save(program, files[0])
+    quantize_dynamic(*files, per_channel=True, weight_type=QuantType.QInt8)
+    specs = TensorSpec("x", (1, 5, 64), "float32"), TensorSpec("y", (1, 5, 16), "float32")
+    model = Model("onnx", onnx.load(files[1]), "dynamic", (specs[0],), (specs[1],))
+    sample = {"x": np.random.default_rng(5).beta(5, 1, (1, 5, 64)).astype(np.float32)}
+    (layer,) = check_saturation(model, [sample]).layers
+    assert layer.op_type == "MatMulInteger"
+    assert layer.clipped > 0
+    assert layer.sqnr_db < 40
 
 
 def test_dark_inputs_are_to_be_watched_not_narrowed() -> None:
