@@ -83,6 +83,16 @@ class Assessment:
         """The verdict on the judged figure."""
         return self.figures[0].verdict if self.figures else None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the judged figure, rounded as `quality.value` is."""
+        found = self.figures[0].interval if self.figures else None
+        if found is None:
+            return None
+        is_share = self.figures[0].is_share
+        low, high = _rounded(found.low, is_share), _rounded(found.high, is_share)
+        return None if low is None or high is None else (low, high)
+
 
 def refer(baseline: Outputs, evaluation: Evaluation) -> Reference:
     """Score the baseline.

@@ -162,8 +162,8 @@ def ends(candidate: np.ndarray, spec: TensorSpec | None = None) -> Ends:
     """The ends of what the candidate can say: declared by `spec`, or found by the rule at the top."""
     if spec is not None and spec.affine is not None:
         return _declared(spec.dtype, spec.affine)
-    high, high_step = _plateau(candidate)
-    low, low_step = _plateau(-candidate)
+    high, high_step = _plateau(candidate, 1)
+    low, low_step = _plateau(candidate, -1)
     return Ends(-low, high, low_step, high_step)
 
 
@@ -175,29 +175,39 @@ def _declared(dtype: str, affine: Affine) -> Ends:
     return Ends(low, high, affine.scale, affine.scale)
 
 
-def _plateau(values: np.ndarray) -> tuple[float, float]:
-    """The largest value, if so many samples give exactly it, and the distance to the next, at most an int8 step."""
+def _plateau(values: np.ndarray, sign: int) -> tuple[float, float]:
+    """The largest `sign` * value, if enough samples give exactly it, and the distance to the next (an int8 step at most).
+
+    A sample at a time, so that no copy of all values is made.
+    """
     import numpy as np
 
-    flat = values.reshape(len(values), -1)
-    if not np.isfinite(flat).all():
+    tops = np.asarray([(sign * row).max() for row in values])
+    if not np.isfinite(tops).all():
         return math.inf, 0.0
-    top = flat.max()
-    sharing = int((flat.max(1) == top).sum())
-    below = float(flat.max(where=flat < top, initial=-np.inf))
-    if sharing < max(SHARED_SAMPLES, len(flat) / 100) or below == -math.inf:
+    top = tops.max()
+    if int((tops == top).sum()) < max(SHARED_SAMPLES, len(values) / 100):
         return math.inf, 0.0
-    return float(top), min(float(top) - below, float(top - flat.min()) / INT8_STEPS)
+    below, bottom = -math.inf, math.inf
+    for row in values:
+        signed = sign * row
+        below = max(below, float(signed.max(where=signed < top, initial=-math.inf)))
+        bottom = min(bottom, float(signed.min()))
+    if below == -math.inf:
+        return math.inf, 0.0
+    return float(top), min(float(top) - below, (float(top) - bottom) / INT8_STEPS)
 
 
 def _clipped(baseline: np.ndarray, candidate: np.ndarray, limits: Ends) -> np.ndarray:
     """Which samples have a clipped value. Half a step of room is for the dequantized end's own rounding."""
     import numpy as np
 
-    axes = tuple(range(1, candidate.ndim))
-    above = (candidate >= limits.high - limits.high_step / 2) & (baseline > limits.high + limits.high_step)
-    below = (candidate <= limits.low + limits.low_step / 2) & (baseline < limits.low - limits.low_step)
-    return np.asarray((above | below).any(axis=axes))
+    found = np.zeros(len(candidate), bool)
+    for number, (exact, other) in enumerate(zip(baseline, candidate, strict=True)):
+        above = (other >= limits.high - limits.high_step / 2) & (exact > limits.high + limits.high_step)
+        below = (other <= limits.low + limits.low_step / 2) & (exact < limits.low - limits.low_step)
+        found[number] = np.any(above | below)
+    return found
 
 
 @dataclass(frozen=True)

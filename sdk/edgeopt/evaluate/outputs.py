@@ -74,13 +74,18 @@ def collect(
     """Run every sample, batch 1; an output whose first axis is no batch (a recurrent state) is kept whole."""
     import numpy as np
 
-    rows: dict[str, list[np.ndarray]] = {}
+    arrays: dict[str, np.ndarray] = {}
     labels: list[Label | None] = []
-    for sample in samples:
+    for number, sample in enumerate(samples):
         for name, array in infer(sample.inputs).items():
             row = np.asarray(array, np.float32)
-            rows.setdefault(name, []).append(row[0] if row.shape[:1] == (1,) else row)
+            row = row[0] if row.shape[:1] == (1,) else row
+            if (
+                name not in arrays
+            ):  # the whole array at once: joining rows at the end would hold everything twice
+                arrays[name] = np.empty((len(samples), *row.shape), np.float32)
+            arrays[name][number] = row
         labels.append(sample.label)
         on_sample()
     found, annotations = labelling.stack(labels)
-    return Outputs({name: np.stack(arrays) for name, arrays in rows.items()}, found, annotations)
+    return Outputs(arrays, found, annotations)

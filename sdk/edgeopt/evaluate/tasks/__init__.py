@@ -4,7 +4,8 @@
 A task offers `Options`, a frozen dataclass whose fields have defaults and which `[evaluate.options]` fills, and
 `score(outputs, baseline, options) -> Scores`. `baseline` is what the unmodified model says of the same samples (the
 baseline itself is scored with `outputs` and `baseline` the same); most tasks look at the labels only. Outputs or labels
-that do not fit are a RecipeError that says what was expected and found. A task may offer `check(options)`, which looks
+that do not fit are a RecipeError that says what was expected and found. Which scores there are depends on the labels
+and shapes only, so that a candidate has those of the baseline. A task may offer `check(options)`, which looks
 at what the options name (a user's function) before anything long begins. A user's own function is the task `custom`, or
 `task = "module:function"` for short.
 """

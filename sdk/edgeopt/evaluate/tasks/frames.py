@@ -3,6 +3,8 @@
 
 Rules:
 - The output is one number a frame, (samples, frames) or a single one a sample; above `threshold` is yes.
+- AUC looks at the numbers themselves: the probability that a frame of yes has a larger one than a frame of no, ties
+  counting half (Mann and Whitney 1947; Hanley and McNeil 1982). Unlike the shares it cannot be saved by a threshold.
 - Labels, where the data has them, are 0 or 1 a frame; frames padded with -1 do not count.
 - Samples of a stream follow each other, so neighbours are alike and an interval over frames would be too narrow; the
   figure is a mean over samples, and a sample should be a recording.
@@ -32,14 +34,15 @@ class Options:
 
 
 def score(outputs: Outputs, baseline: Outputs, options: Options) -> Scores:
-    """Tell the share of right frames where there are labels, and the share of frames decided as the baseline does.
+    """Tell the share of right frames, F1 and AUC where there are labels, and the share decided as the baseline does.
 
     Raises:
         RecipeError: The labels are not 0 or 1 for every frame.
     """
     import numpy as np
 
-    decided = expect.rows(outputs, options.output, "one number a frame") > options.threshold
+    said = expect.rows(outputs, options.output, "one number a frame")
+    decided = said > options.threshold
     expected = expect.rows(baseline, options.output, "one number a frame") > options.threshold
     same = mean_score("frame_agreement", _shares(decided == expected, np.ones_like(decided)), is_share=True)
     if outputs.labels is None and outputs.annotations is None:
@@ -51,11 +54,9 @@ def score(outputs: Outputs, baseline: Outputs, options: Options) -> Scores:
             f"frames expects 0 or 1 (or -1, not counted) for each of {decided.shape[1]} frames as labels, found "
             f"{labels.dtype} {labels.shape}"
         )
-    counted = shown >= 0
-    right = _shares(decided == (shown == 1), counted)
-    return Scores(
-        (mean_score("frame_accuracy", right, is_share=True), *_f1(decided, shown == 1, counted), same)
-    )
+    right = _shares(decided == (shown == 1), shown >= 0)
+    accuracy = mean_score("frame_accuracy", right, is_share=True)
+    return Scores((accuracy, *_f1(decided, shown == 1, shown >= 0), *_auc(said, shown), same))
 
 
 def _shares(right: np.ndarray, counted: np.ndarray) -> np.ndarray:
@@ -69,7 +70,7 @@ def _shares(right: np.ndarray, counted: np.ndarray) -> np.ndarray:
 
 
 def _f1(decided: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> tuple[Score, ...]:
-    """F1 of yes: 2 TP / (2 TP + FP + FN) over all frames; nothing where no frame is yes in both."""
+    """F1 of yes: 2 TP / (2 TP + FP + FN) over all frames; nothing where no label is yes."""
     import numpy as np
 
     both = (decided & truth & counted).sum(1).astype(np.float64)
@@ -79,6 +80,29 @@ def _f1(decided: np.ndarray, truth: np.ndarray, counted: np.ndarray) -> tuple[Sc
         found = float(weights @ both), float(weights @ either)
         return 2 * found[0] / (found[0] + found[1]) if found[1] else float("nan")
 
-    if not either.any():
+    if not (truth & counted).any():
         return ()
     return (Score("f1", weigh(np.ones(len(both))), len(both), is_share=True, weigh=weigh),)
+
+
+def _auc(said: np.ndarray, shown: np.ndarray) -> tuple[Score, ...]:
+    """AUC over all frames that count; nothing where they are all yes or all no, or a number is none."""
+    import numpy as np
+
+    sample, frame = np.nonzero(shown >= 0)
+    values, truth = said[sample, frame].astype(np.float64), shown[sample, frame] == 1
+    if truth.all() or not truth.any():
+        return ()
+    if not np.isfinite(values).all():
+        return (Score("auc", float("nan"), len(said), is_share=True),)
+    order = np.argsort(values, kind="stable")
+    starts = np.flatnonzero(np.concatenate(([True], np.diff(values[order]) > 0)))
+    sample, truth = sample[order], truth[order]
+
+    def weigh(weights: np.ndarray) -> float:
+        often = weights[sample]
+        yes, no = (np.add.reduceat(often * chosen, starts) for chosen in (truth, ~truth))
+        pairs = float(yes.sum() * no.sum())
+        return float(yes @ (np.cumsum(no) - no / 2)) / pairs if pairs else float("nan")
+
+    return (Score("auc", weigh(np.ones(len(said))), len(said), is_share=True, weigh=weigh),)

@@ -4,7 +4,8 @@
 Rules:
 - The output is (samples, frames, symbols), or with `symbols_first` (samples, symbols, frames); index `blank` says nothing.
 - `alphabet` holds one character a symbol, in the order of the indexes, the blank left out; longer symbols (word pieces)
-  stand in `symbols`. Labels are texts, or rows of symbol indexes padded with -1.
+  stand in `symbols`, long lists one a line in `symbols_file`, a path as the command line would name it. Labels are
+  texts, or rows of symbol indexes padded with -1.
 - An error rate is all edits over all words (characters) of the labels, so a long sentence counts more than a short one;
   it can be above 1.
 - Without labels the baseline's own text stands for them: how much the candidate's text differs.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.evaluate import expect
@@ -35,26 +37,26 @@ class Options:
     output: str = ""
     alphabet: str = ""
     symbols: tuple[str, ...] = ()
+    symbols_file: str = ""
     blank: int = 0
     symbols_first: bool = False
     lower: bool = False
 
     def __post_init__(self) -> None:
-        if bool(self.alphabet) == bool(self.symbols):
+        if (bool(self.alphabet), bool(self.symbols), bool(self.symbols_file)).count(True) != 1:
             raise ValueError(
-                "give either `alphabet` (one character a symbol) or `symbols` (a list), the blank left out"
-            )
-        if not 0 <= self.blank <= len(self.alphabet or self.symbols):
-            raise ValueError(
-                f"blank must be an index from 0 to {len(self.alphabet or self.symbols)}, found {self.blank}"
+                "give one of `alphabet` (one character a symbol), `symbols` (a list) and `symbols_file` (one a line), "
+                "the blank left out"
             )
 
-    def spell(self, indexes: Sequence[int]) -> str:
-        """The text of symbol indexes."""
-        known = list(self.alphabet or self.symbols)
-        known.insert(self.blank, "")
-        text = " ".join("".join(known[index] for index in indexes).split())
-        return text.lower() if self.lower else text
+
+def check(options: Options) -> None:
+    """Read the symbols.
+
+    Raises:
+        RecipeError: The file cannot be read, or the blank is beyond the symbols.
+    """
+    _spelling(options)
 
 
 def score(outputs: Outputs, baseline: Outputs, options: Options) -> Scores:
@@ -63,10 +65,11 @@ def score(outputs: Outputs, baseline: Outputs, options: Options) -> Scores:
     Raises:
         RecipeError: The output is no row of symbols a frame, or the labels are neither texts nor rows of indexes.
     """
-    said = _texts(outputs, options)
+    spelling = _spelling(options)
+    said = _texts(outputs, options, spelling)
     if outputs.labels is None and outputs.annotations is None:
-        return Scores(_rates(_texts(baseline, options), said, "_from_baseline"))
-    return Scores(_rates(_labels(outputs, options), said, ""))
+        return Scores(_rates(_texts(baseline, options, spelling), said, "_from_baseline"))
+    return Scores(_rates(_labels(outputs, spelling), said, ""))
 
 
 def _rates(truth: list[str], said: list[str], suffix: str) -> tuple[Score, ...]:
@@ -96,9 +99,40 @@ def _rate(name: str, truth: list[list[str]], said: list[list[str]]) -> Score:
     return Score(name, value, len(edits), higher_is_better=False, is_share=True, weigh=weigh)
 
 
-def _texts(outputs: Outputs, options: Options) -> list[str]:
+@dataclass(frozen=True)
+class _Spelling:
+    """What every index says; the blank says nothing."""
+
+    symbols: tuple[str, ...]
+    lower: bool
+
+    def text(self, text: str) -> str:
+        """The text as it is compared."""
+        plain = " ".join(text.split())
+        return plain.lower() if self.lower else plain
+
+    def spell(self, indexes: Sequence[int]) -> str:
+        """The text of symbol indexes."""
+        return self.text("".join(self.symbols[index] for index in indexes))
+
+
+def _spelling(options: Options) -> _Spelling:
+    known = list(options.alphabet or options.symbols)
+    if options.symbols_file:
+        path = Path(options.symbols_file)
+        try:
+            known = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"cannot read the symbols {path.absolute()}: {error}") from error
+    if not 0 <= options.blank <= len(known):
+        raise RecipeError(f"blank must be an index from 0 to {len(known)}, found {options.blank}")
+    known.insert(options.blank, "")
+    return _Spelling(tuple(known), options.lower)
+
+
+def _texts(outputs: Outputs, options: Options, spelling: _Spelling) -> list[str]:
     found = expect.output(outputs, options.output)
-    count = len(options.alphabet or options.symbols) + 1
+    count = len(spelling.symbols)
     axis = 1 if options.symbols_first else 2
     if found.ndim != 3 or found.shape[axis] != count:
         raise RecipeError(
@@ -106,18 +140,17 @@ def _texts(outputs: Outputs, options: Options) -> list[str]:
             f"symbols ({count - 1} and the blank), found {found.shape}"
         )
     frames = found.swapaxes(1, 2) if options.symbols_first else found
-    return [options.spell(ctc_greedy(sample, options.blank)) for sample in frames]
+    return [spelling.spell(ctc_greedy(sample, options.blank)) for sample in frames]
 
 
-def _labels(outputs: Outputs, options: Options) -> list[str]:
+def _labels(outputs: Outputs, spelling: _Spelling) -> list[str]:
     labels = expect.labels(outputs, "texts")
     if labels.dtype.kind == "U" and labels.ndim == 1:
-        texts = [" ".join(str(text).split()) for text in labels]
-        return [text.lower() for text in texts] if options.lower else texts
+        return [spelling.text(str(text)) for text in labels]
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise RecipeError(
             f"speech expects texts, or rows of symbol indexes padded with -1, as labels; found {labels.dtype} "
             f"{labels.shape}"
         )
-    expect.check_classes(labels[labels >= 0], len(options.alphabet or options.symbols) + 1)
-    return [options.spell([int(index) for index in row if index >= 0]) for row in labels]
+    expect.check_classes(labels[labels >= 0], len(spelling.symbols))
+    return [spelling.spell([int(index) for index in row if index >= 0]) for row in labels]

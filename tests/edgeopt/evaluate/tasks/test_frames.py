@@ -28,9 +28,33 @@ def test_agreement_with_the_baseline_by_hand() -> None:
 
 def test_labels_come_first_and_padding_does_not_count() -> None:
     found = _score(SAID, BASE, [[1, 0, 0, -1], [1, 0, 1, 1]])
-    assert [score.name for score in found.scores] == ["frame_accuracy", "f1", "frame_agreement"]
+    assert [score.name for score in found.scores] == ["frame_accuracy", "f1", "auc", "frame_agreement"]
     assert found.find("frame_accuracy").value == pytest.approx((2 / 3 + 3 / 4) / 2)
     assert found.find("f1").value == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
+
+
+def test_auc_by_hand_and_as_scikit_learn_has_it() -> None:
+    # Yes 0.9, 0.4 and no 0.4, 0.1: of four pairs three are in order and one is a tie.
+    assert _score([[0.9, 0.4, 0.4, 0.1]], [[0] * 4], [[1, 1, 0, 0]]).find("auc").value == 3.5 / 4
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (20, 30))
+    said = np.round(truth * 0.3 + rng.random((20, 30)), 1).astype(np.float32)
+    expected = metrics.roc_auc_score(truth.ravel(), said.ravel())
+    found = _score(said, said, truth).find("auc")
+    assert found.value == pytest.approx(expected)
+    weights = rng.integers(0, 3, 20)
+    often = np.repeat(np.arange(20), weights)
+    assert found.weigh is not None
+    assert found.weigh(weights.astype(float)) == pytest.approx(
+        metrics.roc_auc_score(truth[often].ravel(), said[often].ravel())
+    )
+
+
+def test_frames_of_one_kind_have_no_auc_and_numbers_that_are_none_have_no_value() -> None:
+    assert "auc" not in [score.name for score in _score(SAID, BASE, np.ones((2, 4), int)).scores]
+    broken = [[np.nan, 0.2, 0.6, 0.1], SAID[1]]
+    assert np.isnan(_score(broken, BASE, [[1, 0, 0, 1], [1, 0, 1, 1]]).find("auc").value)
 
 
 def test_one_frame_a_sample_is_right_or_wrong() -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Error rates by hand from CTC outputs, with labels as text, as indexes, and without."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,13 @@ def test_word_pieces_and_case() -> None:
     assert task.score(outputs, outputs).find("wer").value == 0
 
 
+def test_a_long_list_of_symbols_may_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "symbols.txt"
+    file.write_text("a\nb\nc\n \n", encoding="utf-8")
+    found = _score(_frames("ab c"), ["ab c"], alphabet="", symbols_file=str(file))
+    assert found.find("cer").value == 0
+
+
 def test_without_labels_the_baselines_text_is_the_truth() -> None:
     found = _score(_frames("ab", "ac"), None, _frames("ab", "ab"))
     assert found.find("cer_from_baseline").value == pytest.approx(1 / 4)
@@ -79,7 +88,8 @@ def test_long_texts_count_more() -> None:
         ([0.5], {}, "expects texts, or rows of symbol indexes"),
         ([[7]], {}, "labels run from 7 to 7"),
         ([""], {}, "all are empty"),
-        (["a"], {"symbols": ["a"]}, "either `alphabet`"),
+        (["a"], {"symbols": ["a"]}, "one of `alphabet`"),
+        (["a"], {"alphabet": "", "symbols_file": "nowhere.txt"}, r"cannot read the symbols .*nowhere\.txt"),
         (["a"], {"blank": 5}, "blank must be an index from 0 to 4"),
     ],
 )
