@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 MODEL_FILE = "model"
 """What a stage's folder calls the bytes of its model."""
 
+NOT_IN_ARTIFACTS = ("cli/", "fleet/", "demo/", "report/")
+"""Code of this package that no artifact depends on."""
+
 TOOLS = (
     "torch",
     "onnx",
@@ -107,7 +110,7 @@ def code_digest() -> str:
         folder = Path(str(resources.files(package)))
         for path in sorted(folder.rglob("*.py")):
             name = path.relative_to(folder).as_posix()
-            if package != "edgeopt" or name.startswith(("passes/", "evaluate/", "calibrate", "onnx_graphs")):
+            if package != "edgeopt" or not name.startswith(NOT_IN_ARTIFACTS):
                 digest.update(f"{package}/{name}\n".encode())
                 digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -253,7 +256,8 @@ def _optimize(
     }
 
     def make(folder: Path, step: Step) -> None:
-        result = module.apply(base.model(), replace(order, on_sample=step.advance))
+        working = replace(order, on_sample=step.advance, checkpoint=bench.partial(key))
+        result = module.apply(base.model(), working)
         _write(folder, result.model, result.notes)
 
     def describe(folder: Path) -> str:

@@ -69,6 +69,11 @@ class Cache:
             shutil.rmtree(temporary, ignore_errors=True)
         return entry, False
 
+    def partial(self, key: Mapping[str, Any], scratch: Path) -> Path:
+        """Where the stage `key` may keep what it has so far, so that a killed build goes on there; swept when old."""
+        digest = hashlib.sha256(canonical_bytes(key)).hexdigest()
+        return (self.folder or scratch) / f".half-{digest}.npz"
+
     def sweep(self, now: float | None = None) -> None:
         """Remove what killed builds left half-written."""
         if self.folder is None or not self.folder.is_dir():
@@ -76,7 +81,10 @@ class Cache:
         limit = (time.time() if now is None else now) - ABANDONED_AFTER_S
         for entry in self.folder.glob(".half-*"):
             if entry.stat().st_mtime < limit:
-                shutil.rmtree(entry, ignore_errors=True)
+                if entry.is_dir():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
 
 
 def default_folder() -> Path:

@@ -19,8 +19,8 @@ mean = [0.485, 0.456, 0.406]
 std = [0.229, 0.224, 0.225]
 
 [calibration]
-method = "percentile"                 # or "minmax"
-percentile = 99.999
+method = "mse"                        # or "minmax", "percentile", "entropy", "auto"
+percentile = 99.999                   # of the percentile method
 samples = 128
 
 [quantize]

@@ -186,13 +186,12 @@ def _decisions(work: Work, choices: Mapping[str, Choice]) -> tuple[document.Deci
                 )
             )
             calibration = work.request.recipe.calibration
-            how = (
-                f"percentile {calibration.percentile}"
-                if calibration.method == "percentile"
-                else "min and max"
-            )
             found.append(
-                document.Decision(artifact.id, f"ranges by {how}", "the recipe's calibration, or its default")
+                document.Decision(
+                    artifact.id,
+                    f"ranges by {calibration.sentence()}",
+                    "the recipe's calibration, or its default",
+                )
             )
     for artifact in plan.artifacts:
         notes = work.made[artifact.id].description.notes

@@ -21,6 +21,10 @@ class Workbench:
     progress: Progress
     tools: Mapping[str, str]
 
+    def partial(self, key: Mapping[str, Any]) -> Path:
+        """Where the stage `key` may keep its state while it works."""
+        return self.cache.partial({**key, "tools": dict(self.tools)}, self.scratch)
+
     def stage(
         self,
         name: str,

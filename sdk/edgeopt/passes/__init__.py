@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.calibrate import Calibration
@@ -28,7 +29,8 @@ class Order:
 
     `samples` gives the model's inputs by name, batch 1; it can be walked any number of times. `exclude` holds names
     or types of operators that stay in float. `options` is an instance of the pass's own `Options`, None for its
-    defaults. `on_sample` is called after every sample, for progress.
+    defaults. `checkpoint` is where a long walk over the samples may keep itself, so that it can be resumed.
+    `on_sample` is called after every sample, for progress.
     """
 
     scheme: Scheme | None = None
@@ -36,6 +38,7 @@ class Order:
     samples: Iterable[Mapping[str, np.ndarray]] = ()
     exclude: tuple[str, ...] = ()
     options: object | None = None
+    checkpoint: Path | None = None
     on_sample: Callable[[], None] = lambda: None
 
 

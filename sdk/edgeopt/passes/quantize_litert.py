@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.calibrate import Observe, find_ranges
+from edgeopt.calibrate import Observe, Stream, alarms, find_ranges
 from edgeopt.passes import Order, Result
+from edgeopt.ranges import Range
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError, RuntimeFailure, UnsupportedError
@@ -41,17 +42,22 @@ def apply(model: Model, order: Order) -> Result:
     scheme = _checked(order)
     observe = _observer(model)
     outputs = frozenset(output.name for output in model.outputs)
-    ranges = find_ranges(
-        observe, order.samples, order.calibration, keep_full=outputs, on_sample=order.on_sample
-    )
+    stream = Stream(order.samples, order.checkpoint, order.on_sample)
+    ranges = find_ranges(observe, stream, order.calibration, keep_full=outputs)
     quantized = _quantize(model, scheme, ranges)
     inputs, outputs_now = _specs(quantized, model)
-    return Result(replace(model, program=quantized, inputs=inputs, outputs=outputs_now))
+    said = (
+        ("ranges chosen tensor by tensor by their own squared error",)
+        if order.calibration.method == "auto"
+        else ()
+    )
+    notes = (*said, *alarms(ranges, outputs))
+    return Result(replace(model, program=quantized, inputs=inputs, outputs=outputs_now), notes)
 
 
-def walks(order: Order, available: int) -> int:
+def walks(order: Order, available: int) -> int:  # noqa: ARG001 - the same for every pass
     """How many samples `apply` walks over, for progress."""
-    return available * order.calibration.walks
+    return available
 
 
 def _checked(order: Order) -> Scheme:
@@ -117,7 +123,7 @@ def _activations(program: bytes) -> list[tuple[int, str]]:
     ]
 
 
-def _quantize(model: Model, scheme: Scheme, ranges: Mapping[str, tuple[float, float]]) -> bytes:
+def _quantize(model: Model, scheme: Scheme, ranges: Mapping[str, Range]) -> bytes:
     import numpy as np
     from ai_edge_quantizer import algorithm_manager, quantizer, recipe
     from ai_edge_quantizer.qtyping import TFLOperationName
@@ -132,10 +138,10 @@ def _quantize(model: Model, scheme: Scheme, ranges: Mapping[str, tuple[float, fl
     rank = _ranks(model.program)
     statistics = {
         name: {
-            "min": np.full((1,) * rank[name], low, np.float32),
-            "max": np.full((1,) * rank[name], high, np.float32),
+            "min": np.full((1,) * rank[name], span.low, np.float32),
+            "max": np.full((1,) * rank[name], span.high, np.float32),
         }
-        for name, (low, high) in ranges.items()
+        for name, span in ranges.items()
     }
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
