@@ -3,7 +3,8 @@
 
 Rules:
 - SQNR is 10 log10(sum of squares of the baseline / sum of squares of the difference).
-- Cosine is per sample over all values of an output, then averaged; a sample that is zero in both counts as 1, in one as 0.
+- Cosine is per sample over all values of an output, then averaged; a sample that is zero in both counts as 1, in one as
+  0. An output of one value has none: its cosine would be the sign.
 - Agreement and KL are told of outputs that look like classes: (samples, classes), at least two. KL is the mean over
   samples of KL(baseline || candidate) = sum p log(p / q), in nats, of softmax at temperature 1; where all of the
   baseline's rows are probabilities already (not negative, sum 1), of the rows themselves, nothing below
@@ -114,10 +115,11 @@ def measure_fidelity(baseline: Outputs, candidate: Outputs, specs: tuple[TensorS
             )
         )
     cosines = [output.cosine for output in found if output.cosine is not None]
+    broken = any(output.not_finite for output in found)
     return Fidelity(
         samples=len(baseline),
         sqnr_db=sqnr(signal, noise),
-        cosine=round(math.fsum(cosines) / len(cosines), 5) if len(cosines) == len(found) else None,
+        cosine=round(math.fsum(cosines) / len(cosines), 5) if cosines and not broken else None,
         clipped_share=round(float(clipped.mean()), 4),
         agreement=found[0].agreement,
         kl=found[0].kl,
@@ -245,7 +247,8 @@ def _errors(name: str, baseline: np.ndarray, candidate: np.ndarray) -> _Errors:
     if not_finite:
         return _Errors(max(signal, 1.0), math.inf, None, None, (), not_finite)
     where = tuple(int(index) for index in np.unravel_index(at, baseline.shape))
-    return _Errors(signal, noise, round(cosine / len(baseline), 5), largest, where, 0)
+    mean = round(cosine / len(baseline), 5) if baseline[0].size > 1 else None
+    return _Errors(signal, noise, mean, largest, where, 0)
 
 
 def _pairs(baseline: np.ndarray, candidate: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -79,15 +79,13 @@ class Verdict:
         """Say it with its figures, shares in points."""
         if not math.isfinite(self.drop):
             return f"the candidate's {self.metric} is no number: {self.answer}"
-        if self.is_share:
-            of = "" if self.metric == "top1" else f" of {self.metric}"
-            text = f"measured drop {100 * self.drop:.2f} points{of}"
-            bounds = f"{100 * self.low:.2f} to {100 * self.high:.2f}"
-        else:
-            text = f"measured {self.metric} worse by {self.drop:.4g}"
-            bounds = f"{self.low:.4g} to {self.high:.4g}"
+        factor, unit, digits = (100, " points", ".2f") if self.is_share else (1, "", ".4g")
+        drop, low, high = (f"{factor * value:{digits}}" for value in (self.drop, self.low, self.high))
+        text = (
+            f"measured drop {drop}{unit}" if self.metric == "top1" else f"{self.metric} worse by {drop}{unit}"
+        )
         if math.isfinite(self.low):
-            text += f", 95 % interval {bounds}"
+            text += f", 95 % interval {low} to {high}"
         text += f" with {self.samples} samples: {self.answer}"
         if self.p_value is not None and self.answer in (MET, NOT_MET, UNKNOWN) and self.is_noise:
             text += f" (within noise, p = {self.p_value:.2g})"

@@ -127,6 +127,18 @@ def test_a_relative_limit_is_a_part_of_the_baseline() -> None:
     assert judge(_error(base), _error(base * 1.04), 0.03, relative=True).answer == "not met"
 
 
+def test_a_sentence_says_shares_in_points_and_other_figures_in_their_unit() -> None:
+    share = judge(_right(90, 100), _right(80, 100), 0.05)
+    assert share.sentence() == (
+        "measured drop 10.00 points, 95 % interval 4.12 to 15.88 with 100 samples: cannot be told; "
+        "about 314 samples would tell, if the true drop is none"
+    )
+    base = np.linspace(1, 2, 100)
+    error = judge(_error(base), _error(1.5 * base), 0.1)
+    assert error.sentence().startswith("mae worse by 0.75, 95 % interval 0.7")
+    assert error.sentence().endswith("with 100 samples: not met")
+
+
 def test_few_samples_get_no_bootstrap() -> None:
     few = np.arange(5.0)
     assert interval(_error(few)) is None

@@ -104,7 +104,7 @@ def test_a_lost_object_is_a_drop_with_an_interval() -> None:
     assert told is not None
     assert told.low < now.value < told.high
     assert judge(was, now, 0.02).answer == "not met"
-    assert "points of map50" in judge(was, now, 0.02).sentence()
+    assert judge(was, now, 0.02).sentence().startswith("map50 worse by 24.75 points, 95 % interval ")
 
 
 def test_box_forms_say_the_same_box() -> None:
