@@ -17,7 +17,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from edgeopt.evaluate.preprocess import Preprocess
 from edgeopt_wire.document import canonical_bytes
@@ -32,6 +32,7 @@ VISIBLE_SHARE = 0.5
 """An object of which the crop leaves less is not asked for, as a detector cannot be blamed for either answer."""
 
 
+@runtime_checkable
 class Pending(Protocol):
     """A label that is read when its photo is."""
 

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from edgeopt.evaluate.photo_labels import Pending
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
-LABEL_COLUMNS = ("label", "class_index", "class", "category", "target")
+LABEL_COLUMNS = ("label", "class_index", "class", "category")
+VALUE_COLUMNS = ("target", "value")
+TEXT_COLUMNS = ("text", "transcript")
 FILE_COLUMNS = ("file", "filename", "image", "path")
 
 
@@ -87,7 +89,7 @@ def load_samples(
 
 @dataclass(frozen=True)
 class _Photos:
-    files: tuple[tuple[Path, int | Pending | None], ...]
+    files: tuple[tuple[Path, Label | Pending | None], ...]
     spec: TensorSpec
     preprocess: Preprocess
     digest: str
@@ -97,7 +99,7 @@ class _Photos:
 
     def __iter__(self) -> Iterator[Sample]:
         for path, label in self.files:
-            known = label if label is None or isinstance(label, int) else label.read(path, self.preprocess)
+            known = label.read(path, self.preprocess) if isinstance(label, photo_labels.Pending) else label
             yield Sample({self.spec.name: self.preprocess.photo(path, self.spec)}, known)
 
 
@@ -147,7 +149,7 @@ def _open_folder(
             f"[preprocess] with resize, crop = {side}, mean and std into the recipe"
         )
     labels = folder / "labels.csv"
-    files: list[tuple[Path, int | Pending | None]]
+    files: list[tuple[Path, Label | Pending | None]]
     if labels.is_file():
         files = [*_listed(labels)]
     else:
@@ -158,8 +160,7 @@ def _open_folder(
     chosen = tuple(_subset(files, limit, seed))
     digest = hashlib.sha256(canonical_bytes(preprocess.as_mapping()))
     for path, label in chosen:
-        plain = label is None or isinstance(label, int)
-        digest.update(f"{label} ".encode() if plain else label.digest())
+        digest.update(_label_digest(label))
         try:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         except OSError as error:
@@ -167,7 +168,13 @@ def _open_folder(
     return _Photos(chosen, spec, preprocess, digest.hexdigest())
 
 
-def _listed(table: Path) -> list[tuple[Path, int | None]]:
+def _label_digest(label: Label | Pending | None) -> bytes:
+    if label is None or isinstance(label, int):
+        return f"{label} ".encode()
+    return label.digest() if isinstance(label, photo_labels.Pending) else labelling.digest([label])
+
+
+def _listed(table: Path) -> list[tuple[Path, Label]]:
     try:
         with table.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -175,19 +182,32 @@ def _listed(table: Path) -> list[tuple[Path, int | None]]:
         raise RecipeError(f"cannot read {table}: {error}") from error
     columns = list(rows[0]) if rows else []
     file_column = next((name for name in FILE_COLUMNS if name in columns), None)
-    label_column = next((name for name in LABEL_COLUMNS if name in columns), None)
+    known = (*LABEL_COLUMNS, *VALUE_COLUMNS, *TEXT_COLUMNS)
+    label_column = next((name for name in known if name in columns), None)
     if file_column is None or label_column is None:
         raise RecipeError(
             f"{table}: expected a column for the file ({', '.join(FILE_COLUMNS)}) and one for the class index "
-            f"({', '.join(LABEL_COLUMNS)}), found {', '.join(columns) or 'nothing'}"
+            f"({', '.join(LABEL_COLUMNS)}), a number ({', '.join(VALUE_COLUMNS)}) or a text "
+            f"({', '.join(TEXT_COLUMNS)}), found {', '.join(columns) or 'nothing'}"
         )
-    found: list[tuple[Path, int | None]] = []
-    for number, row in enumerate(rows, start=2):
+    labels = _column([row[label_column] for row in rows], label_column, table)
+    found = [(table.parent / row[file_column], label) for row, label in zip(rows, labels, strict=True)]
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _column(texts: list[str], name: str, table: Path) -> list[Label]:
+    import numpy as np
+
+    if name in TEXT_COLUMNS:
+        return [*texts]
+    kind, what = (int, "class index") if name in LABEL_COLUMNS else (float, "number")
+    found = []
+    for number, text in enumerate(texts, start=2):
         try:
-            found.append((table.parent / row[file_column], int(row[label_column])))
+            found.append(kind(text))
         except (ValueError, TypeError) as error:
-            raise RecipeError(f"{table}, line {number}: {row[label_column]!r} is no class index") from error
-    return sorted(found)
+            raise RecipeError(f"{table}, line {number}: {text!r} is no {what}") from error
+    return labelling.split(np.asarray(found))
 
 
 def _class_folders(folder: Path) -> list[tuple[Path, int | None]]:

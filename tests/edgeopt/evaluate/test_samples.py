@@ -142,6 +142,21 @@ def test_a_label_that_is_no_number_is_named_with_its_line(tmp_path: Path) -> Non
         load_samples(str(tmp_path), PHOTO, PLAIN)
 
 
+def test_a_table_may_give_numbers_or_texts(tmp_path: Path) -> None:
+    _photo(tmp_path / "b.png")
+    _photo(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("file,target\nb.png,7.5\na.png,3\n")
+    before = load_samples(str(tmp_path), PHOTO, PLAIN)
+    assert [np.asarray(sample.label).item() for sample in before] == [3.0, 7.5]
+    (tmp_path / "labels.csv").write_text('image,text\nb.png,"one, two"\na.png,\n')
+    after = load_samples(str(tmp_path), PHOTO, PLAIN)
+    assert [sample.label for sample in after] == ["", "one, two"]
+    assert before.digest != after.digest
+    (tmp_path / "labels.csv").write_text("file,value\nb.png,7.5\na.png,much\n")
+    with pytest.raises(RecipeError, match="line 3: 'much' is no number"):
+        load_samples(str(tmp_path), PHOTO, PLAIN)
+
+
 def test_unknown_columns_list_what_is_known(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("a,b\n1,2\n")
     with pytest.raises(RecipeError, match="found a, b"):
