@@ -198,6 +198,23 @@ def narrow_ranges(program: Any, layers: Iterable[str]) -> dict[str, WeightRanges
     return found
 
 
+def weight_layers(program: Any) -> tuple[str, ...]:
+    """Name the layers of a *float* ONNX model that `narrow_ranges` can take: those with a constant weight matrix."""
+    from onnx import TensorProto
+
+    ranks = {
+        tensor.name: len(tensor.dims)
+        for tensor in program.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT
+    }
+    return tuple(
+        node.name
+        for node in map(parse, program.graph.node)
+        if node.op_type in LAYER_TYPES and (node.op_type == "Conv" or ranks.get(node.inputs[1]) == 2)
+        if node.inputs[1] in ranks
+    )
+
+
 def _widest(weight: str, first: WeightRanges, second: WeightRanges) -> WeightRanges:
     if first.axis != second.axis or len(first.magnitudes) != len(second.magnitudes):
         raise UnsupportedError(f"narrow_ranges: weight {weight!r} is shared by layers along different axes")

@@ -25,6 +25,7 @@ from edgeopt.simulate.saturation import (
     check_saturation,
     narrow_ranges,
     seven_bit_layers,
+    weight_layers,
 )
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
@@ -228,6 +229,19 @@ def test_dark_inputs_are_to_be_watched_not_narrowed() -> None:
 
 def test_depthwise_layers_keep_their_ranges() -> None:
     assert narrow_ranges(saturating().program, ["depthwise"]) == {}
+
+
+def test_layers_with_a_weight_matrix_are_listed() -> None:
+    program = saturating().program
+    assert weight_layers(program) == ("first", "depthwise", "second", "classifier")
+    product = helper.make_node("MatMul", ["c1", "r1"], ["s"], "of activations")
+    program.graph.node.append(product)
+    assert weight_layers(program) == ("first", "depthwise", "second", "classifier")
+
+
+def test_narrowing_every_layer_at_once_needs_no_samples() -> None:
+    model = saturating()
+    assert check_saturation(narrowed(model, weight_layers(fold(model.program))), _never()).is_safe
 
 
 def test_a_shared_weight_gets_the_widest_range_that_it_needs() -> None:
