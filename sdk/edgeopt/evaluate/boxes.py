@@ -49,13 +49,15 @@ def overlap(boxes: np.ndarray, others: np.ndarray, crowd: np.ndarray | None = No
     return np.asarray(np.divide(both, either, out=np.zeros_like(both), where=either > 0))
 
 
-def suppress(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, limit: float) -> np.ndarray:
-    """Greedy non-maximum suppression within each class: indexes of what stays, the best first."""
+def suppress(
+    boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, limit: float, *, most: int | None = None
+) -> np.ndarray:
+    """Greedy non-maximum suppression within each class: indexes of what stays, the best first, `most` at most."""
     import numpy as np
 
     left = np.argsort(-scores, kind="stable")
     kept: list[int] = []
-    while left.size:
+    while left.size and len(kept) != most:
         best = left[0]
         kept.append(int(best))
         rest = left[1:]

@@ -9,7 +9,7 @@ classes, whose duplicates are suppressed here. Rows whose score is not above `mi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 YOLO_SUPPRESS, YOLO_MIN_SCORE = 0.7, 0.001
 """What the YOLO authors validate with (the defaults of Ultralytics' `val`)."""
-MOST_CANDIDATES = 30_000
-"""Suppression looks at so many of an image's best, as there; a net of noise would take minutes otherwise."""
+MOST_CANDIDATES, MOST_KEPT = 30_000, 300
+"""Suppression looks at so many of an image's best and keeps so many, as there; a net of noise would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -70,27 +70,31 @@ def read(outputs: Outputs, form: Layout) -> list[Detections]:
     return [_finish(found, form) for found in READERS[form.form](outputs, form)]
 
 
+def _least(form: Layout) -> float:
+    if form.min_score is not None:
+        return form.min_score
+    return YOLO_MIN_SCORE if form.form == "yolo" else 0.0
+
+
 def _finish(found: Detections, form: Layout) -> Detections:
     """Drop padding and what is no number, turn boxes into corners, suppress duplicates."""
     import numpy as np
 
     yolo = form.form == "yolo"
-    least = form.min_score if form.min_score is not None else YOLO_MIN_SCORE if yolo else 0.0
     limit = form.suppress if form.suppress is not None else YOLO_SUPPRESS if yolo else None
-    kept = np.flatnonzero(
-        (found.scores > least) & np.isfinite(found.boxes).all(1) & np.isfinite(found.classes)
-    )
+    finite = np.isfinite(found.boxes).all(1) & np.isfinite(found.classes)
+    kept = np.flatnonzero((found.scores > _least(form)) & finite)
     boxes = corners(found.boxes[kept], form.box or ("cxcywh" if yolo else "xyxy")) * form.scale
     scores = found.scores[kept].astype(np.float64)
     classes = np.rint(found.classes[kept]).astype(np.int64) + form.class_offset
     if limit is not None:
         best = np.argsort(-scores, kind="stable")[:MOST_CANDIDATES]
-        chosen = best[suppress(boxes[best], scores[best], classes[best], limit)]
+        chosen = best[suppress(boxes[best], scores[best], classes[best], limit, most=MOST_KEPT)]
         boxes, scores, classes = boxes[chosen], scores[chosen], classes[chosen]
     return Detections(boxes, scores, classes)
 
 
-def _rows(outputs: Outputs, form: Layout) -> list[Detections]:
+def _rows(outputs: Outputs, form: Layout) -> Iterator[Detections]:
     rows = expect.output(outputs, form.output)
     if rows.ndim == 4 and rows.shape[1] == 1:
         rows = rows[:, 0]
@@ -99,10 +103,11 @@ def _rows(outputs: Outputs, form: Layout) -> list[Detections]:
             f"form 'rows' expects one output (samples, n, 6) of box, score and class, found {rows.shape}; "
             "other forms are split and yolo"
         )
-    return [Detections(image[:, :4], image[:, 4], image[:, 5]) for image in rows]
+    for image in rows:
+        yield Detections(image[:, :4], image[:, 4], image[:, 5])
 
 
-def _split(outputs: Outputs, form: Layout) -> list[Detections]:
+def _split(outputs: Outputs, form: Layout) -> Iterator[Detections]:
     import numpy as np
 
     boxes, scores = (expect.output(outputs, name) for name in (form.boxes, form.scores))
@@ -121,17 +126,15 @@ def _split(outputs: Outputs, form: Layout) -> list[Detections]:
     counts = np.full(len(boxes), each[1])
     if form.count:
         counts = np.rint(expect.rows(outputs, form.count, "one count")[:, 0]).astype(np.int64)
-    found = []
     for number, count in enumerate(counts):
         if deep:
-            found.append(_pairs(boxes[number, :count], scores[number, :count]))
+            yield _pairs(boxes[number, :count], scores[number, :count], _least(form))
         else:
             named = np.zeros(count) if classes is None else classes[number, :count]
-            found.append(Detections(boxes[number, :count], scores[number, :count], named))
-    return found
+            yield Detections(boxes[number, :count], scores[number, :count], named)
 
 
-def _yolo(outputs: Outputs, form: Layout) -> list[Detections]:
+def _yolo(outputs: Outputs, form: Layout) -> Iterator[Detections]:
     import numpy as np
 
     found = expect.output(outputs, form.output)
@@ -143,22 +146,20 @@ def _yolo(outputs: Outputs, form: Layout) -> list[Detections]:
         )
     if found.shape[1] < found.shape[2]:  # there are always more candidates than numbers of one
         found = found.swapaxes(1, 2)
-    each = []
     for image in found:
         scores = image[:, first:] * (image[:, 4:5] if form.objectness else np.float32(1))
-        each.append(_pairs(image[:, :4], scores))
-    return each
+        yield _pairs(image[:, :4], scores, _least(form))
 
 
-def _pairs(boxes: np.ndarray, scores: np.ndarray) -> Detections:
-    """Every box once for every class that it has any score for."""
+def _pairs(boxes: np.ndarray, scores: np.ndarray, least: float) -> Detections:
+    """Every box once for every class whose score is above `least`."""
     import numpy as np
 
-    rows, classes = np.nonzero(scores > 0)
+    rows, classes = np.nonzero(scores > least)
     return Detections(boxes[rows], scores[rows, classes], classes)
 
 
-READERS: Mapping[str, Callable[[Outputs, Layout], list[Detections]]] = {
+READERS: Mapping[str, Callable[[Outputs, Layout], Iterator[Detections]]] = {
     "rows": _rows,
     "split": _split,
     "yolo": _yolo,

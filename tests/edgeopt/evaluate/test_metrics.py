@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures with known answers, and a verdict that says when a sample cannot tell."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from edgeopt.evaluate import outputs as outputs_module
 from edgeopt.evaluate.metrics import SQNR_CEILING_DB, compare, judge_drop, wilson
 from edgeopt.evaluate.outputs import Outputs, collect
 from edgeopt.evaluate.samples import random_samples
@@ -83,8 +86,6 @@ def test_without_labels_there_is_no_verdict() -> None:
 
 
 def test_collected_outputs_survive_a_file(tmp_path: object) -> None:
-    from pathlib import Path
-
     samples = random_samples((TensorSpec("x", (1, 4), "float32"),), 6, seed=1)
     found = collect(lambda inputs: {"double": 2 * inputs["x"]}, samples)
     path = Path(str(tmp_path)) / "outputs.npz"
@@ -105,3 +106,27 @@ def test_an_output_whose_first_axis_is_no_batch_is_kept_whole() -> None:
         "flag": (3,),
         "y": (3, 4),
     }
+
+
+def test_large_outputs_lie_in_files_and_give_the_same_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = random_samples((TensorSpec("x", (1, 6), "float32"),), 40, seed=2)
+
+    def run(scale: float) -> Outputs:
+        return collect(
+            lambda inputs: {"y": inputs["x"], "large": scale * np.tile(inputs["x"], (1, 7))}, samples
+        )
+
+    plain = compare(run(1.0), run(1.1))
+    monkeypatch.setattr(outputs_module, "IN_MEMORY_BYTES", 40 * 6 * 4)
+    found = []
+    for number, scale in enumerate((1.0, 1.1)):
+        collected = run(scale)
+        assert isinstance(collected.arrays["large"], np.memmap)
+        assert not isinstance(collected.arrays["y"], np.memmap)
+        collected.save(tmp_path / f"{number}.npz")
+        found.append(Outputs.load(tmp_path / f"{number}.npz"))
+        assert isinstance(found[-1].arrays["large"], np.memmap)
+        np.testing.assert_array_equal(found[-1].arrays["large"], collected.arrays["large"])
+    assert compare(*found) == plain

@@ -126,6 +126,7 @@ def test_overlap_and_suppression_by_hand() -> None:
     scores, one = np.array([0.5, 0.9, 0.1, 0.2]), np.zeros(4)
     assert suppress(boxes, scores, one, 0.4).tolist() == [1, 3, 2]
     assert suppress(boxes, scores, np.array([0, 1, 0, 0]), 0.4).tolist() == [1, 0, 3, 2]
+    assert suppress(boxes, scores, one, 0.4, most=2).tolist() == [1, 3]
 
 
 @pytest.mark.parametrize(
