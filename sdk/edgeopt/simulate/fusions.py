@@ -6,8 +6,8 @@ Rules (`core/optimizer/qdq_transformer/`, ONNX Runtime 1.32):
   ends are those of the integers); a MatMul or Gemm in any case (`selectors_actions/qdq_selectors.cc`:
   `QLinearMatMul`, `MatMulIntegerToFloat`, `QGemm`). A MatMulInteger is one.
 - Activations of int8 become uint8 with 128 added before anything runs, if they are read once (`qdq_s8_to_u8.cc`,
-  after `ensure_unique_dq_for_node_unit.cc`): mostly, an s8s8 model is a u8s8 model on x86. Others keep their Conv or
-  MatMul in float; a Gemm of them runs as s8s8.
+  after `common_subexpression_elimination.cc` and `ensure_unique_dq_for_node_unit.cc`): mostly, an s8s8 model is a
+  u8s8 model on x86. Others keep their Conv or MatMul in float; a Gemm of them runs as s8s8.
 - A layer whose output is unsigned and whose input is not, or the other way round, runs in float.
 - Weights are constants here; a product of two activations is u8u8 and exact.
 """
@@ -135,27 +135,38 @@ class _Graph:
         return node.inputs[0], grid if grid.dtype.itemsize == 1 else None
 
     def _is_unsigned(self, name: str, grid: Grid) -> bool:
-        """Whether a tensor is uint8 on x86: int8 becomes so where it is read once."""
+        """Whether a tensor is uint8 on x86: int8 becomes so where it is read once, its equals counted in."""
         if grid.dtype.kind == "u":
             return True
-        readers = self.consumers.get(name, ())
-        if name in self.outputs or name in self.inputs or len(readers) != 1:
+        if name in self.inputs:
             return False
-        (reader,) = readers
-        real_name = reader.outputs[0]
-        uses = len(self.consumers.get(real_name, ())) + self.outputs.count(real_name)
-        return reader.op_type == _DEQUANTIZE and uses == 1
+        readers = [
+            (reader, equal) for equal in self._equals(name) for reader in self.consumers.get(equal, ())
+        ]
+        if any(reader.op_type != _DEQUANTIZE or equal in self.outputs for reader, equal in readers):
+            return False
+        real_names = [reader.outputs[0] for reader, _ in readers]
+        return sum(len(self.consumers.get(real, ())) + self.outputs.count(real) for real in real_names) == 1
+
+    def _equals(self, name: str) -> list[str]:
+        """The tensors that round the same values to the same grid; the runtime makes one of them."""
+        node = self.producers.get(name)
+        if node is None or node.op_type != _QUANTIZE:
+            return []
+        others = [other for other in self.consumers[node.inputs[0]] if other.op_type == _QUANTIZE]
+        return [other.outputs[0] for other in others if _is_same(self._grid(other), self._grid(node))]
 
     def _rounded(self, name: str) -> tuple[str, Grid | None]:
         """The integer tensor that a sum is rounded to, through a Relu or Clip that the rounding absorbs."""
         passed: list[Node] = []
-        while name not in self.outputs and len(self.consumers.get(name, ())) == 1:
-            node = self.consumers[name][0]
+        while name not in self.outputs and name in self.consumers:
+            node, *others = self.consumers[name]
             if node.op_type == _QUANTIZE:
                 grid = self._grid(node)
-                absorbed = all(self._is_absorbed(activation, grid) for activation in passed)
-                return (node.outputs[0], grid) if absorbed else ("", None)
-            if node.op_type not in ("Relu", "Clip"):
+                is_one = len(self._equals(node.outputs[0])) == 1 + len(others)
+                is_absorbed = all(self._is_absorbed(activation, grid) for activation in passed)
+                return (node.outputs[0], grid) if is_one and is_absorbed else ("", None)
+            if others or node.op_type not in ("Relu", "Clip"):
                 break
             passed.append(node)
             name = node.outputs[0]
@@ -178,3 +189,10 @@ class _Graph:
 
     def _grid(self, node: Node) -> Grid:
         return grid_of(node, [self.constants.get(name) for name in node.inputs])
+
+
+def _is_same(first: Grid, second: Grid) -> bool:
+    import numpy as np
+
+    is_alike = first.dtype == second.dtype and np.array_equal(first.scale, second.scale)
+    return is_alike and bool(np.array_equal(first.zero_point, second.zero_point))

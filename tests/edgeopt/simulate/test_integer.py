@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The integer reference against ONNX Runtime: every quantized tensor of whole networks, within one step."""
 
+import platform
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +25,7 @@ from edgeopt_wire.tensor import TensorSpec
 U8S8 = Scheme("uint8", "int8", True, False)
 PER_TENSOR = Scheme("uint8", "int8", False, False)
 S8S8 = Scheme("int8", "int8", True, True)
+DEDICATED = Scheme("uint8", "int8", True, True)
 SHARE = 0.999
 """Of the values of each tensor, how many must be within one integer step of ONNX Runtime's."""
 
@@ -220,6 +224,46 @@ def test_layers_left_in_float_are_computed_in_float() -> None:
     x = inputs(model, 1, seed=9)[0]
     assert not {layer.name for layer in net.layers} & set(names)
     assert max(off_by_more_than_one(net.run({"x": x}), in_runtime(program, x)).values()) <= 1 - SHARE
+
+
+@pytest.mark.parametrize(
+    "scheme", [U8S8, S8S8, DEDICATED], ids=["u8s8", "s8s8", "u8s8, Q and DQ for each reader"]
+)
+@pytest.mark.parametrize("build", [convolutions, branches, attention])
+def test_layers_are_those_that_the_runtime_fuses(
+    build: Callable[[], Model], scheme: Scheme, tmp_path: Path
+) -> None:
+    """With int8 activations, a tensor that is read twice keeps its neighbours in float."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("the rules are those of x86")
+    program = quantized(build(), scheme)
+    fused = Counter(
+        {"QLinearMatMul": "MatMul", "MatMulIntegerToFloat": "MatMul", "QLinearConv": "Conv", "QGemm": "Gemm"}[
+            node.op_type
+        ]
+        for node in optimized(program, tmp_path / "optimized.onnx")
+        if node.op_type.startswith(("QLinearConv", "QLinearMatMul", "QGemm", "MatMulIntegerToFloat"))
+    )
+    products = sum(
+        node.op_type == "MatMul" and not is_constant(program, node.input[1]) for node in program.graph.node
+    )
+    found = Counter(layer.op_type for layer in IntegerNet(program).layers)
+    found["MatMul"] += products
+    assert +found == +fused
+
+
+def optimized(program: Any, file: Path) -> list[Any]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(file)
+    ort.InferenceSession(program.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(onnx.load(file).graph.node)
+
+
+def is_constant(program: Any, name: str) -> bool:
+    """Whether a tensor is a dequantized initializer."""
+    initializers = {tensor.name for tensor in program.graph.initializer}
+    return any(name in node.output and node.input[0] in initializers for node in program.graph.node)
 
 
 def test_unknown_operators_are_refused_by_name() -> None:
