@@ -73,8 +73,8 @@ def parts(outputs: Outputs, wanted: tuple[str, ...], what: str) -> Annotations:
     return found
 
 
-def classes(outputs: Outputs, count: int) -> np.ndarray:
-    """The labels as class indexes below `count`, one a sample.
+def classes(outputs: Outputs, count: int, *, offset: int = 0) -> np.ndarray:
+    """The labels plus `offset` as class indexes below `count`, one a sample.
 
     Raises:
         RecipeError: They are not.
@@ -82,8 +82,8 @@ def classes(outputs: Outputs, count: int) -> np.ndarray:
     found = labels(outputs, "class indexes")
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise RecipeError(f"expected one class index a sample as labels, found {found.dtype} {found.shape}")
-    check_classes(found, count)
-    return found
+    check_classes(found + offset, count)
+    return found + offset
 
 
 def check_classes(found: np.ndarray, count: int) -> None:

@@ -251,9 +251,14 @@ def _open_factory(spec: str, inputs: tuple[TensorSpec, ...], limit: int | None, 
 
     made = call_factory(spec)
     if isinstance(made, Mapping):
-        return _of_arrays(
-            {str(key): np.asarray(value) for key, value in made.items()}, spec, inputs, limit, seed
-        )
+        try:
+            arrays = {str(key): np.asarray(value) for key, value in made.items()}
+        except ValueError as error:
+            raise RecipeError(
+                f"{spec}() returned a mapping with rows of different lengths: {error}; pad them, or return pairs of "
+                "inputs and label"
+            ) from error
+        return _of_arrays(arrays, spec, inputs, limit, seed)
     if isinstance(made, np.ndarray):
         return _of_arrays({"x": made}, spec, inputs, limit, seed)
     try:

@@ -64,6 +64,7 @@ def test_a_factory_may_give_boxes_of_different_number_and_transcripts_of_differe
         "def mixed():\n    return list(zip(X, [1, 'b', 2]))\n"
         "def uneven():\n    return list(zip(X, [np.ones(2), np.ones(3), np.ones(2)]))\n"
         "def strange():\n    return list(zip(X, [object()] * 3))\n"
+        "def ragged():\n    return {'x': X, 'y': [[1], [2, 3], [4]]}\n"
         "def parts():\n    return list(zip(X, [{'a': 1}, {'a': 1}, {'b': 1}]))\n"
     )
 
@@ -89,6 +90,8 @@ def test_a_factory_may_give_boxes_of_different_number_and_transcripts_of_differe
         outputs("uneven")
     with pytest.raises(RecipeError, match="expected numbers, found object"):
         outputs("strange")
+    with pytest.raises(RecipeError, match="a mapping with rows of different lengths"):
+        outputs("ragged")
     with pytest.raises(RecipeError, match="found a in sample 0 and b in sample 2"):
         outputs("parts")
 

@@ -127,6 +127,22 @@ def test_a_relative_limit_is_a_part_of_the_baseline() -> None:
     assert judge(_error(base), _error(base * 1.04), 0.03, relative=True).answer == "not met"
 
 
+def test_the_samples_that_are_said_to_be_needed_tell_four_times_in_five() -> None:
+    generator = np.random.default_rng(5)
+
+    def draw(n: int) -> tuple[Score, Score]:
+        """A candidate that is as right as the baseline, 4 % of whose answers flip."""
+        was = generator.random(n) < 0.5
+        return mean_score("top1", was), mean_score("top1", was ^ (generator.random(n) < 0.04))
+
+    needed = round(7.849 * 0.04 / 0.02**2)
+    trials = [judge(*draw(needed), 0.02) for _ in range(400)]
+    said = [trial.samples_needed for trial in trials if trial.samples_needed]
+    assert np.mean(said) == pytest.approx(needed, rel=0.03)
+    # Binomial(400, 0.8) is outside of 288 to 352 with a probability of 0.01 %.
+    assert 288 <= sum(trial.answer == "met" for trial in trials) <= 352
+
+
 def test_a_sentence_says_shares_in_points_and_other_figures_in_their_unit() -> None:
     share = judge(_right(90, 100), _right(80, 100), 0.05)
     assert share.sentence() == (

@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """`output` names the output to look at (default: the first); `k` is the larger of the two ranks."""
+    """`output` names the output to look at (default: the first); `k` is the larger of the two ranks.
+
+    `label_offset` is added to the labels: 1 for a model whose class 0 is the background, as in many of TensorFlow's.
+    """
 
     output: str = ""
     k: int = 5
+    label_offset: int = 0
 
     def __post_init__(self) -> None:
         if self.k < 2:
@@ -43,7 +47,7 @@ def score(outputs: Outputs, baseline: Outputs, options: Options) -> Scores:
     classes = scores.shape[1]
     if classes < 2:
         raise RecipeError(f"classification expects at least 2 classes, the output has {scores.shape}")
-    labels = expect.classes(outputs, classes)
+    labels = expect.classes(outputs, classes, offset=options.label_offset)
     ranks = rank(scores, labels)
     found = [mean_score("top1", ranks == 0)]
     if classes > options.k:

@@ -39,6 +39,12 @@ def test_few_classes_have_no_top5_and_maps_of_one_pixel_are_rows() -> None:
     assert set(_score(np.eye(5)[:, :, None, None], np.arange(5))) == {"top1"}
 
 
+def test_a_background_class_shifts_the_labels() -> None:
+    assert _score(np.eye(4)[[1, 2, 3]], [0, 1, 2], label_offset=1)["top1"] == 1
+    with pytest.raises(RecipeError, match="labels run from 2 to 4"):
+        _score(np.eye(4)[[1, 2, 3]], [1, 2, 3], label_offset=1)
+
+
 def test_it_tells_the_same_top1_as_the_comparison_without_a_task() -> None:
     generator = np.random.default_rng(2)
     labels = generator.integers(0, 9, 50)
