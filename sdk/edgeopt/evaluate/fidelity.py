@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SQNR_CEILING_DB = 200.0
 """Identical outputs have no noise; they are reported as this, above what float32 can tell."""
 PROBABILITY_FLOOR = 1e-6
-"""Below what float16 keeps of a probability near 1 (2^-11) and int8 of any (2^-8)."""
+"""Far below the step of an int8 probability (2^-8); a class that is wrongly called impossible costs 13.8 nats at most."""
 SUM_TOLERANCE = 1e-3
 """Rows that sum to 1 within this are probabilities; float16 softmax of 1,000 classes stays within."""
 SHARED_SAMPLES = 3
@@ -245,7 +245,7 @@ def _errors(name: str, baseline: np.ndarray, candidate: np.ndarray) -> _Errors:
         if difference[place] > largest:
             largest, at = float(difference[place]), number * difference.size + place
     if not_finite:
-        return _Errors(max(signal, 1.0), math.inf, None, None, (), not_finite)
+        return _Errors(signal, math.inf, None, None, (), not_finite)
     where = tuple(int(index) for index in np.unravel_index(at, baseline.shape))
     mean = round(cosine / len(baseline), 5) if baseline[0].size > 1 else None
     return _Errors(signal, noise, mean, largest, where, 0)

@@ -9,7 +9,7 @@ Rules:
   evaluation a sample.
 - Random numbers are seeded, so that a report can be repeated.
 - Fewer than `MIN_SAMPLES` samples give no bootstrap: it would be too sure of itself.
-- When no sample differs at all, the interval is as wide as if one of them had; never is it empty.
+- When no sample's share differs at all, the interval is as wide as if one of them had lost all of it.
 
 Why no scipy? It is 100 MB for four formulas; the tests compare with it where it is installed.
 """
@@ -56,7 +56,8 @@ class Verdict:
     """What the samples tell of a drop; a drop is positive where the candidate is worse, in the metric's own unit.
 
     `answer` is "met", "not met" or "cannot be told" where a drop was allowed, else "within noise", "better", "worse"
-    or "cannot be told". `drop`, `low` and `high` are NaN where they cannot be had. `p_value` is of the two-sided paired test `test` that there is no difference at all.
+    or "cannot be told". `drop`, `low` and `high` are NaN where they cannot be had. `p_value` is of the two-sided paired
+    test `test` that there is no difference at all.
     """
 
     answer: str
