@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.simulate import sums
 from edgeopt.simulate.layers import Node
-from edgeopt.simulate.values import Accumulated, Quantized, Value, real
+from edgeopt.simulate.values import Accumulated, Quantized, Shares, Value, real
 from edgeopt_wire.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ MOVES = frozenset(_MOVES.split())
 """Operators whose first input's entries come out unchanged."""
 
 _PLAIN = """
-Abs Add And ArgMax ArgMin BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape Cos Div
+Abs Add And ArgMax ArgMin BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape ConvTranspose Cos Div
 Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish
 InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax Max Mean Min Mish
 Mul Neg Not Or PRelu Pad Pow Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-Relu Round Selu Shape Sigmoid Sign Sin Size Softmax Softplus Softsign Sqrt Sub Sum Tanh
+Relu Round Selu Shape Sigmoid Sign Sin Size Softplus Softsign Sqrt Sub Sum Tanh
 ThresholdedRelu Where
 """
 PLAIN = frozenset(_PLAIN.split())
@@ -94,6 +94,17 @@ def max_pool(node: Node, values: Sequence[Value]) -> tuple[Value, ...]:
     for view in window.views(window.pad(image, lowest)):
         largest = view.copy() if largest is None else np.maximum(largest, view, out=largest)
     return (Quantized(_array(largest), value.grid) if isinstance(value, Quantized) else largest,)
+
+
+def softmax(opsets: Sequence[object]) -> Operator:
+    """Share 1 out; what an integer input gives is rounded in its own way (`Shares`)."""
+    plain = reference("Softmax", opsets)
+
+    def run(node: Node, values: Sequence[Value]) -> tuple[Value, ...]:
+        (found,) = plain(node, values)
+        return (Shares(found) if isinstance(values[0], Quantized) else found,)
+
+    return run
 
 
 def resize(opsets: Sequence[object]) -> Operator:
@@ -157,6 +168,7 @@ def table(opsets: Sequence[object]) -> dict[str, Operator]:
         "AveragePool": average_pool,
         "MaxPool": max_pool,
         "Resize": resize(opsets),
+        "Softmax": softmax(opsets),
     }
     return found
 

@@ -66,15 +66,26 @@ class Accumulated:
         return np.asarray(self.sums.astype(np.float32) * self.scale, np.float32)
 
 
+@dataclass(frozen=True)
+class Shares:
+    """A softmax of integers, which has an integer kernel of its own."""
+
+    shares: np.ndarray
+
+    def real(self) -> np.ndarray:
+        """The shares themselves, float32."""
+        return self.shares
+
+
 Value = Any
-"""A numpy array, a `Quantized` or an `Accumulated`."""
+"""A numpy array, a `Quantized`, an `Accumulated` or `Shares`."""
 
 
 def real(value: Value) -> np.ndarray:
     """Give any value as an array: integers and sums as float32, plain arrays as they are."""
     import numpy as np
 
-    return value.real() if isinstance(value, Quantized | Accumulated) else np.asarray(value)
+    return value.real() if isinstance(value, Quantized | Accumulated | Shares) else np.asarray(value)
 
 
 def quantize(value: Value, grid: Grid) -> np.ndarray:
@@ -88,6 +99,10 @@ def quantize(value: Value, grid: Grid) -> np.ndarray:
         rank = value.sums.ndim
         multiplier = np.asarray(value.scale / grid.spread(grid.scale, rank), np.float32)
         scaled = value.sums.astype(np.float32) * multiplier
+    elif isinstance(value, Shares):
+        # whole steps only: `contrib_ops/cpu/quantization/qlinear_softmax.cc` rounds 1 / scale down
+        rank = value.shares.ndim
+        scaled = value.shares * np.floor(np.float32(1) / grid.spread(grid.scale, rank))
     else:
         values = real(value)
         rank = values.ndim

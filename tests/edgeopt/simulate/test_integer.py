@@ -204,6 +204,49 @@ def test_convolutions_and_products_round_exactly_as_the_runtime(recorder: Module
         assert np.array_equal(IntegerNet(program).run(x).outputs[output], expected), name
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_softmax_takes_whole_steps_as_the_runtime_does(dtype: str) -> None:
+    """The kernel rounds 1 / scale down, here from 100.9 to 100: a full step for large shares."""
+    low = np.iinfo(dtype).min
+    grids = {"x": (0.05, low + 100), "y": (1 / 100.9, low)}
+    tensors = [
+        numpy_helper.from_array(value, f"{name}_{part}")
+        for name, (scale, zero) in grids.items()
+        for part, value in (("scale", np.float32(scale)), ("zero", np.array(zero, dtype)))
+    ]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["x_q"]),
+        helper.make_node("DequantizeLinear", ["x_q", "x_scale", "x_zero"], ["x_real"]),
+        helper.make_node("Softmax", ["x_real"], ["sum"], axis=-1),
+        helper.make_node("QuantizeLinear", ["sum", "y_scale", "y_zero"], ["y_q"]),
+        helper.make_node("DequantizeLinear", ["y_q", "y_scale", "y_zero"], ["y"]),
+    ]
+    shape = [1, 40, 6]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "softmax", ends[:1], ends[1:], tensors)
+    program = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    x = {"x": np.random.default_rng(3).normal(0, 3, shape).astype(np.float32)}
+    session = ort.InferenceSession(program.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = session.run(None, x)[0]
+    found = IntegerNet(program).run(x).outputs["y"]
+    steps = np.rint((found - expected) * 100.9)
+    assert np.mean(steps != 0) <= 1 - SHARE
+    assert expected.max() <= 100 / 100.9 + 1e-6, (
+        "the runtime rounds a share of nearly 1 to a whole step below"
+    )
+
+
+def test_transposed_convolutions_run_in_float() -> None:
+    net = Net((1, 4, 6, 6), 4)
+    x = net.node("Relu", net.conv("x", 4, 8))
+    x = net.node("ConvTranspose", x, net.weight(8, 3, 2, 2), net.weight(3), strides=[2, 2])
+    model = net.model(net.node("Sigmoid", x))
+    program = quantized(model)
+    x = inputs(model, 1, seed=9)[0]
+    found = IntegerNet(program).run({"x": x})
+    assert max(off_by_more_than_one(found, in_runtime(program, x)).values()) <= 1 - SHARE
+
+
 def test_signed_activations_agree_when_nothing_is_fused() -> None:
     model = convolutions()
     program = quantized(model, S8S8)
