@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.evaluate.fidelity import Fidelity, measure_fidelity
 from edgeopt.evaluate.scores import Score, Scores
-from edgeopt.evaluate.statistics import Interval, Verdict, interval, judge
+from edgeopt.evaluate.statistics import Interval, Verdict, interval, judge, unchanged
 from edgeopt.evaluate.tasks import Task, load_task
 from edgeopt_wire.errors import RecipeError
 from edgeopt_wire.manifest import Quality
@@ -142,7 +142,11 @@ def assess(
         if not (is_judged or math.isfinite(was.value)):
             continue
         score = now.find(was.name)
-        verdict = judge(was, score, max_drop if is_judged else None, relative=relative, seed=seed)
+        limit = max_drop if is_judged else None
+        if fidelity.is_equal:
+            verdict = unchanged(was, limit)
+        else:
+            verdict = judge(was, score, limit, relative=relative, seed=seed)
         figures.append(_figure(was, score, verdict, seed))
     figures.sort(key=lambda figure: figure.name != reference.metric)
     judged = figures[0]

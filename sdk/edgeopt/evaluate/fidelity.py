@@ -78,6 +78,11 @@ class Fidelity:
         """How many values of the candidate are NaN or infinity."""
         return sum(output.not_finite for output in self.outputs)
 
+    @property
+    def is_equal(self) -> bool:
+        """Whether every value of every output is the very same."""
+        return all(output.largest_error == 0 for output in self.outputs)
+
 
 def measure_fidelity(baseline: Outputs, candidate: Outputs, specs: tuple[TensorSpec, ...] = ()) -> Fidelity:
     """Compare a candidate with the baseline on the same samples.

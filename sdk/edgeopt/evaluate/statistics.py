@@ -160,6 +160,12 @@ def judge(
     return _verdict(baseline, _answer(found, limit), found, needed)
 
 
+def unchanged(score: Score, max_drop: float | None) -> Verdict:
+    """The verdict where every output of every sample is the very same: there is nothing that more samples would tell."""
+    found = _Difference(0.0, 0.0, 0.0, None, 1.0, "equal outputs")
+    return _verdict(score, _answer(found, max_drop), found, None)
+
+
 @dataclass(frozen=True)
 class _Difference:
     """How much worse, with its interval, the variance of one sample's difference, and the test of none."""

@@ -39,6 +39,16 @@ def test_class_labels_mean_classification_and_say_what_the_plain_comparison_says
     assert found.fidelity.kl > 0
 
 
+def test_the_very_same_outputs_need_no_more_samples() -> None:
+    base = _outputs(LOGITS[:12], LABELS[:12])
+    same = assess(refer(base, Evaluation()), base, max_drop=0.0)
+    almost = assess(refer(base, Evaluation()), _outputs(LOGITS[:12] * 1.0001, LABELS[:12]), max_drop=0.01)
+    assert same.fidelity.is_equal
+    assert [figure.verdict.answer for figure in same.figures] == ["met", "within noise"]
+    assert almost.verdict is not None
+    assert almost.verdict.answer == "cannot be told"
+
+
 def test_without_labels_there_is_fidelity_only() -> None:
     base = _outputs(LOGITS, None)
     found = assess(refer(base, Evaluation()), _outputs(NOISY, None), max_drop=0.01)
