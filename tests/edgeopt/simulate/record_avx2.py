@@ -5,7 +5,8 @@ The file was recorded by ONNX Runtime 1.32.0 on an emulated CPU that has AVX2 an
 
     qemu-x86_64-static -cpu Haswell-noTSX python tests/edgeopt/simulate/record_avx2.py FILE
 
-(QEMU 7.2, Debian's qemu-user-static; a few seconds.) A real CPU without VNNI gives the same file.
+(QEMU 7.2, Debian's qemu-user-static; a few seconds.) The AVX2 and AVX-512BW kernels gave the same file on a real CPU,
+in copies of the library that do not look for newer instructions.
 """
 
 import sys
