@@ -28,9 +28,9 @@ STEP_SLACK = 1e-3
 
 @dataclass(frozen=True)
 class Difference:
-    """One output of both. `*_abs` are over all values of all samples; NaN and infinity make them infinite.
+    """One output of both. `*_abs` are over the values of all samples that are numbers in both.
 
-    `step` is one LSB; `max_steps` and `p999_steps` are in it and `within_one_step` is the share of values at most one
+    `not_finite` counts the others, unless both say the same NaN or infinity; SQNR is then the lowest. `step` is one LSB; `max_steps` and `p999_steps` are in it and `within_one_step` is the share of values at most one
     apart, all None without a step. `equal` is the share of exactly equal values; `agreement` the share of samples with
     the same arg-max, where the output looks like classes.
     """
@@ -42,6 +42,7 @@ class Difference:
     p999_abs: float
     equal: float
     sqnr_db: float
+    not_finite: int = 0
     step: float | None = None
     max_steps: float | None = None
     p999_steps: float | None = None
@@ -60,7 +61,7 @@ class Parity:
     @property
     def is_equal(self) -> bool:
         """Whether every value of every output is exactly the same."""
-        return all(difference.max_abs == 0 for difference in self.differences)
+        return all(difference.equal == 1 for difference in self.differences)
 
 
 def compare_models(
@@ -103,12 +104,15 @@ def _step(outputs: Outputs, specs: tuple[TensorSpec, ...], name: str) -> float |
 def _difference(name: str, other: str, one: np.ndarray, two: np.ndarray, step: float | None) -> Difference:
     import numpy as np
 
-    with np.errstate(invalid="ignore"):  # infinity minus infinity is said as a difference without end
-        apart = np.abs(one.astype(np.float64) - two.astype(np.float64))
     equal = (one == two) | (np.isnan(one) & np.isnan(two))
-    apart = np.where(equal, 0.0, np.where(np.isnan(apart), math.inf, apart))
+    told = np.isfinite(one) & np.isfinite(two)
+    not_finite = int((~told & ~equal).sum())
+    apart = np.abs(one[told].astype(np.float64) - two[told].astype(np.float64))
+    if apart.size == 0:
+        apart = np.zeros(1)
+    signal = float((one[told].astype(np.float64) ** 2).sum())
+    noise = math.inf if not_finite else float((apart**2).sum())
     p999 = float(np.quantile(apart, 0.999, method="higher"))
-    finite = np.where(np.isfinite(one), one, 0).astype(np.float64)
     classes = one.ndim == 2 and one.shape[1] >= 2
     in_steps: tuple[float | None, float | None, float | None] = (None, None, None)
     if step is not None:
@@ -120,7 +124,8 @@ def _difference(name: str, other: str, one: np.ndarray, two: np.ndarray, step: f
         mean_abs=float(apart.mean()),
         p999_abs=p999,
         equal=float(equal.mean()),
-        sqnr_db=sqnr(float((finite**2).sum()), float((apart**2).sum())),
+        sqnr_db=sqnr(signal, noise),
+        not_finite=not_finite,
         step=step,
         max_steps=in_steps[0],
         p999_steps=in_steps[1],

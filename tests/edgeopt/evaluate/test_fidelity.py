@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edgeopt.evaluate.fidelity import SQNR_CEILING_DB, divergence, measure_fidelity
+from edgeopt.evaluate.fidelity import SQNR_CEILING_DB, Fidelity, divergence, measure_fidelity
 from edgeopt.evaluate.metrics import compare
 from edgeopt.evaluate.outputs import Outputs
+from edgeopt_wire.document import from_bytes, to_bytes
 from edgeopt_wire.errors import RecipeError
 from edgeopt_wire.tensor import Affine, TensorSpec
 
@@ -114,6 +115,7 @@ def test_a_candidate_without_numbers_is_counted_and_ranks_last() -> None:
         _outputs(y=np.ones((3, 4))), _outputs(y=[[1] * 4, [np.nan, 1, np.inf, 1], [1] * 4])
     )
     assert (found.not_finite, found.sqnr_db, found.cosine, found.kl) == (2, -SQNR_CEILING_DB, None, None)
+    assert from_bytes(Fidelity, to_bytes(found)) == found
     with pytest.raises(RecipeError, match="NaN or infinity in output 'y'"):
         measure_fidelity(_outputs(y=[[np.nan]]), _outputs(y=[[0.0]]))
 

@@ -9,6 +9,7 @@ import pytest
 from edgeopt.evaluate.fidelity import SQNR_CEILING_DB
 from edgeopt.evaluate.outputs import Outputs
 from edgeopt.evaluate.parity import compare_models
+from edgeopt_wire.document import to_bytes
 from edgeopt_wire.errors import RecipeError
 from edgeopt_wire.tensor import Affine, TensorSpec
 
@@ -51,11 +52,14 @@ def test_outputs_with_other_names_are_matched_by_place() -> None:
     assert by_place.differences[0].sqnr_db == SQNR_CEILING_DB
 
 
-def test_the_same_infinity_is_equal_and_another_is_without_end() -> None:
-    one, two = _outputs(y=[[np.inf, np.nan, 1.0]]), _outputs(y=[[np.inf, np.nan, np.nan]])
+def test_the_same_infinity_is_equal_and_another_is_counted() -> None:
+    one, two = _outputs(y=[[np.inf, np.nan, 1.0, 2.0]]), _outputs(y=[[np.inf, np.nan, np.nan, 2.5]])
     assert compare_models(one, one).is_equal
-    found = compare_models(one, two).differences[0]
-    assert (found.max_abs, found.sqnr_db) == (math.inf, -SQNR_CEILING_DB)
+    found = compare_models(one, two)
+    assert not found.is_equal
+    assert (found.differences[0].not_finite, found.differences[0].max_abs) == (1, 0.5)
+    assert found.differences[0].sqnr_db == -SQNR_CEILING_DB
+    assert b"differences" in to_bytes(found)
 
 
 @pytest.mark.parametrize(
