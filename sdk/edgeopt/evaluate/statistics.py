@@ -56,8 +56,8 @@ class Verdict:
     """What the samples tell of a drop; a drop is positive where the candidate is worse, in the metric's own unit.
 
     `answer` is "met", "not met" or "cannot be told" where a drop was allowed, else "within noise", "better", "worse"
-    or "cannot be told". `drop`, `low` and `high` are NaN where they cannot be had. `p_value` is of the two-sided paired
-    test `test` that there is no difference at all.
+    or "cannot be told". `drop` is infinite where the candidate's figure is no number; `low` and `high` are NaN where the
+    samples give no interval. `p_value` is of the two-sided paired test `test` that there is no difference at all.
     """
 
     answer: str
@@ -152,7 +152,7 @@ def judge(
     limit = None if max_drop is None else max_drop * abs(baseline.value) if relative else max_drop
     if not math.isfinite(candidate.value):
         answer = WORSE if limit is None else NOT_MET
-        return _verdict(baseline, answer, _Difference(math.nan, math.nan, math.nan, None, None, ""), None)
+        return _verdict(baseline, answer, _Difference(math.inf, math.inf, math.inf, None, None, ""), None)
     found = _difference(baseline, candidate, seed)
     needed = None
     if limit is not None and limit > NO_LIMIT and found.variance is not None:
