@@ -74,7 +74,7 @@ class Verdict:
     @property
     def is_noise(self) -> bool:
         """Whether the difference cannot be told from none."""
-        return self.p_value is None or self.p_value >= NOISE
+        return math.isfinite(self.drop) and (self.p_value is None or self.p_value >= NOISE)
 
     def sentence(self) -> str:
         """Say it with its figures, shares in points."""

@@ -176,6 +176,7 @@ def test_a_candidate_whose_figure_is_no_number_never_meets_a_limit(odd: float) -
     values = np.arange(20.0)
     verdict = judge(_error(values), _error(np.where(values == 3, odd, values)), 1e9)
     assert (verdict.answer, verdict.drop) == ("not met", math.inf)
+    assert not verdict.is_noise
     assert verdict.sentence() == "the candidate's mae is no number: not met"
     with pytest.raises(RecipeError, match="the unmodified model's mae is no number"):
         judge(_error(np.where(values == 3, odd, values)), _error(values), 1.0)
