@@ -11,7 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -33,7 +33,11 @@ from edgeopt_wire.tensor import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgeopt.attribute import Attribution
     from edgeopt.evaluate.samples import Samples
+
+TENSOR_SAMPLES = 4
+"""How many samples every tensor by itself is tried on: their order hardly changes with more."""
 
 MODEL_FILE = "model"
 """What a stage's folder calls the bytes of its model."""
@@ -74,6 +78,8 @@ class Made:
     artifact: Artifact
     file: Path
     description: Description
+    origin: Path | None = None
+    """The float model that a quantized ONNX artifact came from, before its weights were rounded."""
 
     @property
     def size_bytes(self) -> int:
@@ -166,6 +172,62 @@ def make_artifacts(
     return made
 
 
+def attribute_artifact(
+    made: Made, samples: Samples, source: Source, bench: Workbench, *, tensors: bool = False
+) -> Attribution:
+    """Say where the error of a statically quantized ONNX artifact comes from.
+
+    With `tensors` every tensor by itself too, on `TENSOR_SAMPLES` samples.
+    """
+    import onnx
+
+    from edgeopt.attribute import Attribution, Laboratory, attribute, steps
+
+    origin = made.origin or made.file
+    key = {
+        "stage": "attribute",
+        "artifact": file_digest(made.file),
+        "origin": file_digest(origin),
+        "samples": samples.digest,
+        "tensors": tensors,
+    }
+    adapted = _Adapted(samples, source.model.inputs, made.description.inputs)
+    laboratory: Laboratory | None = None
+    if tensors:
+        laboratory = Laboratory.open(onnx.load(origin), made.model().program, adapted, TENSOR_SAMPLES)
+
+    def make(folder: Path, step: Step) -> None:
+        opened = laboratory or Laboratory.open(onnx.load(origin), made.model().program, adapted)
+        found = attribute(opened, _runtime_outputs(made, opened.samples), step.advance, tensors=tensors)
+        (folder / "attribution.json").write_bytes(to_bytes(found))
+
+    folder = bench.stage(
+        f"attribute the error of {made.artifact.id}",
+        key,
+        make,
+        total=steps(laboratory) if laboratory else None,
+    )
+    return from_bytes(Attribution, (folder / "attribution.json").read_bytes())
+
+
+def _runtime_outputs(made: Made, samples: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """What ONNX Runtime itself says: (samples, values)."""
+    import numpy as np
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(made.file), options, providers=["CPUExecutionProvider"])
+    return np.stack(
+        [
+            np.concatenate(
+                [np.asarray(found, np.float64).reshape(-1) for found in session.run(None, dict(sample))]
+            )
+            for sample in samples
+        ]
+    )
+
+
 def _rounded(
     plan: Plan,
     source: Source,
@@ -180,15 +242,20 @@ def _rounded(
     The rounded ONNX model enters the other formats through the hub. Where an operator of it cannot, that format keeps
     weights rounded to nearest, and a note says so.
     """
-    per_channel = all(artifact.scheme is None or artifact.scheme.per_channel for artifact in plan.artifacts)
     has_int8 = any(artifact.precision == "int8" for artifact in plan.artifacts)
-    if not has_int8 or samples is None or recipe.rounding == "nearest" or not per_channel:
+    if not has_int8 or samples is None:
         return dict(floats)
-    artifact = Artifact("onnx-rounded", "onnx", "fp32")
-    base = floats.get("onnx") or _lower("onnx", source.model, source.sha256, bench)
-    adapted = _Adapted(samples, source.model.inputs, base.description.inputs)
-    order = Order(samples=adapted, exclude=recipe.exclude, options=recipe.options("round_weights"))
-    rounded = _optimize(artifact, base, order, samples, bench, by="round_weights")
+    rounded = floats.get("onnx") or _lower("onnx", source.model, source.sha256, bench)
+    rounded = replace(rounded, origin=rounded.file)
+    adapted = _Adapted(samples, source.model.inputs, rounded.description.inputs)
+    for name in _preparation(plan, rounded, adapted, recipe=recipe, bench=bench):
+        artifact = Artifact(f"onnx-{name}", "onnx", "fp32")
+        order = Order(samples=adapted, exclude=recipe.exclude, options=recipe.options(name))
+        before = rounded.origin
+        rounded = _optimize(artifact, rounded, order, samples, bench, by=name)
+        rounded = replace(rounded, origin=before if name == "round_weights" else rounded.file)
+    if rounded.artifact.id == "onnx-fp32":
+        return {**floats, "onnx": rounded}
     found = dict(floats)
     found["onnx"] = rounded
     for name in plan.formats:
@@ -200,6 +267,22 @@ def _rounded(
                 described = replace(floats[name].description, notes=(*floats[name].description.notes, note))
                 found[name] = replace(floats[name], description=described)
     return found
+
+
+def _preparation(
+    plan: Plan, base: Made, samples: _Adapted, *, recipe: Recipe, bench: Workbench
+) -> tuple[str, ...]:
+    """The passes over the float model before it is quantized, by effort and by what its weights cost."""
+    per_channel = all(artifact.scheme is None or artifact.scheme.per_channel for artifact in plan.artifacts)
+    chosen = ("equalize_activations",) if recipe.effort == "extensive" else ()
+    if recipe.effort == "quick" or recipe.rounding == "nearest" or not per_channel:
+        return chosen
+    from edgeopt.attribute import ENOUGH_DB, weights_alone_db
+
+    with bench.progress.stage("weigh the weights' own error") as step:
+        alone = weights_alone_db(base.model().program, samples)
+        step.detail = f"{alone:.1f} dB by nearest rounding"
+    return chosen if alone >= ENOUGH_DB else (*chosen, "round_weights")
 
 
 def _lower(target: str, model: Model, digest: str, bench: Workbench, of: str = "") -> Made:
@@ -226,7 +309,7 @@ def _order(artifact: Artifact, base: Made, source: Source, samples: Samples | No
         return Order(exclude=recipe.exclude, options=recipe.options(artifact.pass_name))
     return Order(
         scheme=artifact.scheme,
-        calibration=recipe.calibration,
+        calibration=recipe.thorough_calibration,
         samples=_Adapted(samples, source.model.inputs, base.description.inputs),
         exclude=recipe.exclude,
         options=recipe.options(artifact.pass_name),
@@ -265,7 +348,7 @@ def _optimize(
 
     total = module.walks(order, len(samples)) if is_calibrated and samples else None
     folder = bench.stage(f"{by} {artifact.id}", key, make, total=total, describe=describe)
-    made = _read(folder, artifact)
+    made = replace(_read(folder, artifact), origin=base.origin)
     notes = (*base.description.notes, *made.description.notes)
     return replace(made, description=replace(made.description, notes=notes))
 

@@ -2,11 +2,13 @@
 """A budget is a contract: met, or exit code 3 with the nearest candidates.
 
 Rules:
-- `max_drop` is in points of the metric (0.01 = one point of top-1, or of agreement with the baseline where there are
-  no labels) and is checked on the evaluation data as given; what a sample cannot tell is a warning, not a pass mark.
+- `max_drop` is in the unit of the judged figure (0.01 = one point of top-1, or of agreement with the baseline where
+  there is nothing to score), or with `relative` a part of the baseline's; it is checked on the evaluation data as
+  given, and what a sample cannot tell is a warning, not a pass mark.
 - `max_latency` is checked against p90, because that is what can be promised, and only where it was measured on the
   device itself: a figure of another machine proves nothing.
-- `max_size` is the model file's.
+- `max_size` is the model file's; `max_memory` the peak of the process that ran it here.
+- `min_coverage` is the share of multiply-accumulates that the runtime computes in integers, for integer candidates.
 """
 
 from __future__ import annotations
@@ -23,35 +25,73 @@ _TIMES = {"NS": 1, "US": 10**3, "MS": 10**6, "S": 10**9}
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What is known of a candidate when it is judged; None where it is not known."""
+
+    size_bytes: int
+    quality: Quality | None = None
+    drop: float | None = None
+    measurement: Measurement | None = None
+    coverage: float | None = None
+    on_device: bool = False
+
+
+@dataclass(frozen=True)
 class Budget:
     """What a candidate must keep to; None where the user set no limit."""
 
     max_drop: float | None = None
     max_latency_ns: int | None = None
     max_size_bytes: int | None = None
+    max_memory_bytes: int | None = None
+    min_coverage: float | None = None
+    relative: bool = False
 
     def __bool__(self) -> bool:
-        return any(limit is not None for limit in (self.max_drop, self.max_latency_ns, self.max_size_bytes))
+        limits = (
+            self.max_drop,
+            self.max_latency_ns,
+            self.max_size_bytes,
+            self.max_memory_bytes,
+            self.min_coverage,
+        )
+        return any(limit is not None for limit in limits)
 
-    def broken_by(
-        self, *, size_bytes: int, quality: Quality | None, measurement: Measurement | None, on_device: bool
-    ) -> list[str]:
+    def broken_by(self, facts: Facts) -> list[str]:
         """Say which limits a candidate breaks, one sentence each; empty if it keeps all."""
         found: list[str] = []
-        if self.max_size_bytes is not None and size_bytes > self.max_size_bytes:
-            found.append(f"{size_bytes} bytes, {size_bytes - self.max_size_bytes} above --max-size")
+        if self.max_size_bytes is not None and facts.size_bytes > self.max_size_bytes:
+            found.append(
+                f"{facts.size_bytes} bytes, {facts.size_bytes - self.max_size_bytes} above --max-size"
+            )
         if self.max_drop is not None:
-            found.extend(self._drop_broken(quality))
+            found.extend(self._drop_broken(facts))
         if self.max_latency_ns is not None:
-            found.extend(self._latency_broken(measurement, on_device=on_device))
+            found.extend(self._latency_broken(facts.measurement, on_device=facts.on_device))
+        if self.max_memory_bytes is not None:
+            found.extend(self._memory_broken(facts.measurement))
+        if (
+            self.min_coverage is not None
+            and facts.coverage is not None
+            and facts.coverage < self.min_coverage
+        ):
+            found.append(
+                f"{100 * facts.coverage:.1f} % of the multiply-accumulates run in integers, --min-coverage asks for "
+                f"{100 * self.min_coverage:.1f} %"
+            )
         return found
 
-    def _drop_broken(self, quality: Quality | None) -> list[str]:
-        lost = drop(quality) if quality else None
+    def _drop_broken(self, facts: Facts) -> list[str]:
+        lost = facts.drop if facts.drop is not None else drop(facts.quality) if facts.quality else None
         if lost is None:
             return ["--max-drop cannot be checked: there is no evaluation data"]
-        if self.max_drop is not None and lost > self.max_drop + 1e-9:
-            return [f"drops {100 * lost:.2f} points, --max-drop allows {100 * self.max_drop:.2f}"]
+        limit = self.max_drop or 0.0
+        if self.relative and facts.quality is not None and facts.quality.baseline_value is not None:
+            limit *= abs(facts.quality.baseline_value)
+        if lost > limit + 1e-9:
+            is_share = facts.quality is None or facts.quality.metric in ("", "top1")
+            unit, factor = ("points", 100) if is_share else (facts.quality.metric if facts.quality else "", 1)
+            return [f"drops {factor * lost:.4g} {unit}, --max-drop allows {factor * limit:.4g}"]
         return []
 
     def _latency_broken(self, measurement: Measurement | None, *, on_device: bool) -> list[str]:
@@ -68,12 +108,33 @@ class Budget:
             ]
         return []
 
+    def _memory_broken(self, measurement: Measurement | None) -> list[str]:
+        if measurement is None or measurement.peak_memory_bytes is None:
+            return ["--mem cannot be checked: it could not be measured here"]
+        limit = self.max_memory_bytes or 0
+        if measurement.peak_memory_bytes > limit:
+            return [
+                f"takes {measurement.peak_memory_bytes / 1e6:.1f} MB at its peak, --mem allows {limit / 1e6:.1f} MB"
+            ]
+        return []
+
 
 def drop(quality: Quality) -> float | None:
     """How much a candidate lost, as a share: of the metric where there are labels, else of agreement."""
     if quality.value is not None and quality.baseline_value is not None:
         return quality.baseline_value - quality.value
     return None if quality.agreement is None else 1 - quality.agreement
+
+
+def parse_drop(text: str) -> tuple[float, bool]:
+    """Read `1%` (points) or `1%rel` (a part of the baseline's figure); True where it is relative.
+
+    Raises:
+        RecipeError: Something else, or not between 0 and 1.
+    """
+    stripped = text.strip()
+    is_relative = stripped.endswith("rel")
+    return parse_share(stripped.removesuffix("rel")), is_relative
 
 
 def parse_share(text: str) -> float:

@@ -17,16 +17,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeopt.artifacts import Made, check_extras, code_digest, make_artifacts, tool_versions
+from edgeopt.artifacts import (
+    Made,
+    attribute_artifact,
+    check_extras,
+    code_digest,
+    make_artifacts,
+    tool_versions,
+)
+from edgeopt.attribute import Attribution
 from edgeopt.budget import Budget
 from edgeopt.cache import Cache
+from edgeopt.coverage import Coverage
+from edgeopt.coverage import read as read_coverage
 from edgeopt.package import GOLDEN_INPUTS, SUFFIX, file_entries, report_path, write_manifest, write_package
 from edgeopt.plan import BASELINE, MIN_SQNR_DB, Candidate, Plan, make_plan
 from edgeopt.progress import Progress
 from edgeopt.recipe import Recipe
 from edgeopt.reporting import Work, build_report, choose, repeatable
 from edgeopt.sources import Source, load_source
-from edgeopt.validate import Validation, validate
+from edgeopt.validate import RUNTIME_OF, Question, Validation, validate
 from edgeopt.workbench import Workbench
 from edgeopt_profiles.profile import load_profile
 from edgeopt_wire.document import canonical_bytes, to_bytes, to_json
@@ -109,12 +119,16 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
             plan,
             samples=loaded.evaluation,
             fallback=loaded.calibration,
-            max_drop=request.budget.max_drop,
+            question=Question(request.recipe.evaluate, request.budget.max_drop, request.budget.relative),
             bench=bench,
         )
         manifest = replace(manifest, variants=_with_quality(manifest.variants, plan, validation))
+        coverage = _read_coverage(plan, made, progress)
+        attributions = _attribute(plan, made, loaded, bench)
         measured = _measure(stage, manifest, plan, progress, quick=request.quick)
-        work = Work(request, plan, made, loaded.source, manifest, validation, measured)
+        work = Work(
+            request, plan, made, loaded.source, manifest, validation, measured, coverage, attributions
+        )
         with progress.stage("package and report"):
             return _finish(work, stage, progress)
 
@@ -215,9 +229,7 @@ def _files(stage: Path) -> list[str]:
 
 def _with_quality(variants: tuple[Variant, ...], plan: Plan, validation: Validation) -> tuple[Variant, ...]:
     artifacts = {candidate.id: candidate.artifact for candidate in plan.candidates}
-    return tuple(
-        replace(variant, quality=validation.quality.get(artifacts[variant.id])) for variant in variants
-    )
+    return tuple(replace(variant, quality=validation.quality(artifacts[variant.id])) for variant in variants)
 
 
 def _measure(
@@ -240,6 +252,34 @@ def _measure(
             rounds=rounds,
             progress=lambda *_: step.advance(),
         )
+
+
+def _read_coverage(plan: Plan, made: Mapping[str, Made], progress: Progress) -> dict[str, Coverage]:
+    """Ask each runtime what it makes of each integer file."""
+    wanted = [artifact for artifact in plan.artifacts if artifact.precision.startswith("int")]
+    found = {}
+    with progress.stage("read what runs in integers", len(wanted)) as step:
+        for artifact in wanted:
+            with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+                file = Path(folder) / Path(artifact.file).name  # a runtime tells formats by their suffix
+                file.symlink_to(made[artifact.id].file.absolute())
+                found[artifact.id] = read_coverage(file, RUNTIME_OF[artifact.format])
+            step.advance()
+    return found
+
+
+def _attribute(
+    plan: Plan, made: Mapping[str, Made], loaded: _Loaded, bench: Workbench
+) -> dict[str, Attribution]:
+    """Say where the error of each statically quantized ONNX file comes from."""
+    samples = loaded.evaluation or loaded.calibration
+    if samples is None:
+        return {}
+    return {
+        artifact.id: attribute_artifact(made[artifact.id], samples, loaded.source, bench)
+        for artifact in plan.artifacts
+        if artifact.format == "onnx" and artifact.precision == "int8"
+    }
 
 
 def _finish(work: Work, stage: Path, progress: Progress) -> BuildOutcome:

@@ -10,6 +10,7 @@ Rules:
 name = "efficientnet-lite0"           # of the package; default: the source's name
 version = "1"                         # default: 12 digits of a digest of everything that went in
 precisions = ["int8", "fp16"]         # default: what the device's profile lists
+effort = "default"                    # or "quick", "extensive"
 labels = "labels.txt"                 # one class a line, put into the package
 
 [preprocess]                          # how a photo becomes the model's input
@@ -26,6 +27,10 @@ samples = 128
 [quantize]
 rounding = "gptq"                     # or "nearest": how weights meet the int8 grid
 exclude = ["Softmax"]                 # ONNX operators, by name or type, that stay in float
+
+[evaluate]                            # default: classification where the labels are class indexes
+task = "detection"                    # or classification, segmentation, regression, embeddings, speech, frames, custom
+metric = "map"                        # the figure that --max-drop is on; default: the task's first
 
 [passes.round_weights]                # options of one pass, by the names of its `Options`
 samples = 64
@@ -48,11 +53,16 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.calibrate import Calibration
+from edgeopt.evaluate.assess import Evaluation
 from edgeopt_wire import seam
 from edgeopt_wire.document import canonical_bytes, from_json, to_json
 from edgeopt_wire.errors import DocumentError, RecipeError
 from edgeopt_wire.manifest import check_name
 from edgeopt_wire.tensor import TensorSpec
+
+EFFORTS = ("quick", "default", "extensive")
+"""quick: nearest rounding. default: rounding by second moments. extensive: channels equalized and every range judged by
+the output's error as well, and a search where the budget is not met."""
 
 PRECISIONS = ("int8", "fp16", "fp32")
 ROUNDINGS = ("gptq", "nearest")
@@ -67,11 +77,13 @@ class Recipe:
     name: str = ""
     version: str = ""
     precisions: tuple[str, ...] = ()
+    effort: str = "default"
     labels: str = ""
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     exclude: tuple[str, ...] = ()
     rounding: str = "gptq"
+    evaluate: Evaluation = field(default_factory=Evaluation)
     passes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inputs: tuple[TensorSpec, ...] = ()
 
@@ -82,6 +94,8 @@ class Recipe:
                     check_name(text, what)
         except ValueError as error:
             raise RecipeError(str(error)) from error
+        if self.effort not in EFFORTS:
+            raise RecipeError(seam.unknown("effort", self.effort, EFFORTS))
         if self.rounding not in ROUNDINGS:
             raise RecipeError(seam.unknown("rounding", self.rounding, ROUNDINGS))
         for precision in self.precisions:
@@ -89,6 +103,14 @@ class Recipe:
                 raise RecipeError(seam.unknown("precision", precision, PRECISIONS))
         for name in self.passes:
             self.options(name)
+
+    @property
+    def thorough_calibration(self) -> Calibration:
+        """The calibration, with every range judged by the output's error where the effort is extensive."""
+        is_default = self.calibration.method == Calibration().method
+        if self.effort == "extensive" and is_default:
+            return dataclasses.replace(self.calibration, method="auto")
+        return self.calibration
 
     def options(self, name: str) -> object | None:
         """The options of the pass called `name`, or None where it has none.
@@ -141,6 +163,11 @@ def _parse(data: dict[str, Any], path: Path) -> Recipe:
         _table(data, "calibration", path),
         {entry.name for entry in dataclasses.fields(Calibration)},
         f"{path} [calibration]",
+    )
+    _check_keys(
+        _table(data, "evaluate", path),
+        {entry.name for entry in dataclasses.fields(Evaluation)},
+        f"{path} [evaluate]",
     )
     for spec in data.get("inputs", []):
         _check_keys(spec, {entry.name for entry in dataclasses.fields(TensorSpec)}, f"{path} [[inputs]]")

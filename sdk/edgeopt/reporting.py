@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from edgeopt.artifacts import Made
+from edgeopt.attribute import Attribution
+from edgeopt.budget import Facts
+from edgeopt.coverage import Coverage, problems
 from edgeopt.evaluate.metrics import SQNR_CEILING_DB
 from edgeopt.plan import BASELINE, Candidate, Plan
 from edgeopt.report import document
@@ -25,6 +29,10 @@ if TYPE_CHECKING:
     from edgeopt.sources import Source
 
 
+SLOWER = 1.03
+"""A candidate whose p50 is above its float file's by more than this is slower. Two rounds of the same file on a shared
+machine differ by up to three hundredths."""
+
 EDGES = ("QuantizeLinear", "DequantizeLinear", "QUANTIZE", "DEQUANTIZE")
 """What only changes between floats and integers; it computes nothing of the model."""
 
@@ -40,6 +48,8 @@ class Work:
     manifest: Manifest
     validation: Validation
     measured: Mapping[str, Measurement]
+    coverage: Mapping[str, Coverage] = field(default_factory=dict)
+    attributions: Mapping[str, Attribution] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,11 +58,27 @@ class Choice:
 
     shipped: bool
     reason: str
+    is_slower: bool = False
 
 
 def choose(work: Work) -> dict[str, Choice]:
-    """Decide which candidates are shipped: those that run right here, or cannot run here, and keep the budget."""
-    return {candidate.id: _choose(work, candidate) for candidate in work.plan.candidates}
+    """Decide which candidates are shipped: those that run right, are not slower than float, and keep the budget.
+
+    Where a candidate is refused because its float file is faster, that one is shipped in its place.
+    """
+    found = {candidate.id: _choose(work, candidate) for candidate in work.plan.candidates}
+    for candidate in work.plan.candidates:
+        if not found[candidate.id].is_slower:
+            continue
+        reference = reference_of(candidate)
+        if reference in found and not found[reference].shipped:
+            found[reference] = _instead(work, reference, candidate)
+    return found
+
+
+def reference_of(candidate: Candidate) -> str:
+    """The float candidate of the same runtime with as many threads."""
+    return f"{candidate.runtime}-fp32-{candidate.threads}t"
 
 
 def _choose(work: Work, candidate: Candidate) -> Choice:
@@ -66,26 +92,76 @@ def _choose(work: Work, candidate: Candidate) -> Choice:
             "the Edge TPU runs compiled files only, and its compiler is a program of its own for x86-64 Linux; run "
             f"`edgetpu_compiler {candidate.artifact}.tflite` on the file of the package",
         )
-    if measurement is not None and measurement.error:
-        return Choice(False, f"does not run here: {measurement.error}")
-    if measurement is not None and not measurement.golden_ok:
-        return Choice(False, "gives other outputs in a process of its own than when it was validated")
-    quality = work.manifest.variant(candidate.id).quality
-    if quality is not None and quality.sqnr_db is not None and quality.sqnr_db <= -SQNR_CEILING_DB:
-        return Choice(False, "gives NaN or infinity where the unmodified model gives numbers")
-    broken = budget.broken_by(
-        size_bytes=work.made[candidate.artifact].size_bytes,
-        quality=quality,
-        measurement=measurement,
-        on_device=work.plan.device.id == "host",
-    )
-    if broken:
+    if wrong := _wrong(work, candidate):
+        return Choice(False, wrong)
+    if broken := budget.broken_by(_facts(work, candidate)):
         return Choice(False, "; ".join(broken))
     if measurement is None:
         return Choice(
             True, f"not measured here: needs {candidate.accelerator}; the device measures it on installation"
         )
-    return Choice(True, "keeps the budget" if budget else "no budget was set")
+    return _choose_by_speed(work, candidate)
+
+
+def _wrong(work: Work, candidate: Candidate) -> str:
+    """Why a candidate must not run anywhere, or nothing."""
+    measurement = work.measured.get(candidate.id)
+    if measurement is not None and measurement.error:
+        return f"does not run here: {measurement.error}"
+    if measurement is not None and not measurement.golden_ok:
+        return "gives other outputs in a process of its own than when it was validated"
+    quality = work.manifest.variant(candidate.id).quality
+    if quality is not None and quality.sqnr_db is not None and quality.sqnr_db <= -SQNR_CEILING_DB:
+        return "gives NaN or infinity where the unmodified model gives numbers"
+    return ""
+
+
+def _choose_by_speed(work: Work, candidate: Candidate) -> Choice:
+    budget = work.request.budget
+    kept = "keeps the budget" if budget else "no budget was set"
+    faster = _times_faster(candidate, work.measured)
+    if faster is None or candidate.id == reference_of(candidate):
+        return Choice(True, kept)
+    if not _speaks_for_device(work):
+        return Choice(True, f"{kept}; its speed is the device's to measure, this machine is of another kind")
+    if faster * SLOWER < 1:
+        return Choice(
+            False,
+            f"slower than the float file in {candidate.runtime} with as many threads: {faster:.2f} times its speed",
+            is_slower=True,
+        )
+    return Choice(True, kept)
+
+
+def _speaks_for_device(work: Work) -> bool:
+    """Whether latencies of this machine say which of two files is faster on the device: the same instruction set."""
+    import platform
+
+    profile = work.plan.device
+    return profile.id == "host" or platform.machine() in profile.architectures
+
+
+def _instead(work: Work, reference: str, candidate: Candidate) -> Choice:
+    """Ship a float reference because `candidate` is slower than it, where it keeps the budget itself."""
+    own = next(entry for entry in work.plan.candidates if entry.id == reference)
+    refused = _wrong(work, own) or "; ".join(work.request.budget.broken_by(_facts(work, own)))
+    if refused:
+        return Choice(False, f"faster than {candidate.id}, but {refused}")
+    return Choice(True, f"faster than {candidate.id}, so the float file is shipped in its place")
+
+
+def _facts(work: Work, candidate: Candidate) -> Facts:
+    assessment = work.validation.assessments.get(candidate.artifact)
+    verdict = assessment.verdict if assessment else None
+    coverage = work.coverage.get(candidate.artifact)
+    return Facts(
+        size_bytes=work.made[candidate.artifact].size_bytes,
+        quality=work.manifest.variant(candidate.id).quality,
+        drop=verdict.drop if verdict else None,
+        measurement=work.measured.get(candidate.id),
+        coverage=coverage.mac_share if coverage else None,
+        on_device=work.plan.device.id == "host",
+    )
 
 
 def build_report(work: Work, choices: Mapping[str, Choice], progress: Progress) -> document.BuildReport:
@@ -116,6 +192,7 @@ def build_report(work: Work, choices: Mapping[str, Choice], progress: Progress) 
         decisions=_decisions(work, choices),
         provenance=manifest.provenance,
         warnings=tuple(dict.fromkeys(warnings)),
+        attributions=dict(work.attributions),
     )
 
 
@@ -132,8 +209,7 @@ def _candidate(
 ) -> document.Candidate:
     plan, made, manifest, measured = work.plan, work.made, work.manifest, work.measured
     artifact = plan.artifact(candidate.artifact)
-    left_out = _left_out(candidate, operators) if artifact.precision == "int8" else ()
-    counted = sum(1 for operator in operators if operator.type not in EDGES)
+    counted, left_out = _computed(work, candidate, operators)
     return document.Candidate(
         id=candidate.id,
         runtime=candidate.runtime,
@@ -149,25 +225,77 @@ def _candidate(
         times_faster=_times_faster(candidate, measured),
         times_smaller=round(made[BASELINE].size_bytes / made[candidate.artifact].size_bytes, 3),
         operators=counted,
-        integer_operators=counted - len(left_out) if artifact.precision == "int8" else 0,
+        integer_operators=counted - len(left_out) if artifact.precision.startswith("int") else 0,
         float_operators=left_out,
         notes=made[candidate.artifact].description.notes,
+        fidelity=_fidelity(work, candidate),
+        figures=_figures(work, candidate),
+        coverage=work.coverage.get(candidate.artifact),
     )
+
+
+def _fidelity(work: Work, candidate: Candidate) -> document.Fidelity | None:
+    found = work.validation.assessments.get(candidate.artifact)
+    if found is None:
+        return None
+    fidelity = found.fidelity
+    largest = [output.largest_error for output in fidelity.outputs if output.largest_error is not None]
+    return document.Fidelity(
+        _short(fidelity.cosine),
+        _short(fidelity.kl),
+        fidelity.clipped_share,
+        _short(max(largest, default=None)),
+    )
+
+
+def _figures(work: Work, candidate: Candidate) -> tuple[document.Figure, ...]:
+    found = work.validation.assessments.get(candidate.artifact)
+    return tuple(
+        document.Figure(
+            figure.name,
+            _short(figure.baseline) or 0.0,
+            _short(figure.value) or 0.0,
+            _short(figure.interval.low) if figure.interval else None,
+            _short(figure.interval.high) if figure.interval else None,
+            figure.verdict.answer,
+            figure.verdict.sentence(),
+        )
+        for figure in (found.figures if found else ())
+        if math.isfinite(figure.value)
+    )
+
+
+def _short(value: float | None) -> float | None:
+    """Six digits, so that a signed report does not depend on the last bit; None for what is no number."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
 
 
 def _times_faster(candidate: Candidate, measured: Mapping[str, Measurement]) -> float | None:
     own = measured.get(candidate.id)
-    reference = measured.get(f"{candidate.runtime}-fp32-{candidate.threads}t")
+    reference = measured.get(reference_of(candidate))
     if own is None or reference is None or own.timing is None or reference.timing is None:
         return None
     return round(reference.timing.p50_ns / own.timing.p50_ns, 3)
 
 
-def _left_out(candidate: Candidate, operators: Sequence[Operator]) -> tuple[document.FloatOperator, ...]:
-    """What the rules of the candidate's runtime or accelerator leave in floats or to the CPU, and why."""
+def _computed(
+    work: Work, candidate: Candidate, operators: Sequence[Operator]
+) -> tuple[int, tuple[document.FloatOperator, ...]]:
+    """How many operators compute, and those of an integer file that do so in floats or not on the accelerator.
+
+    The runtime's own word where this machine has the runtime; the rules of the accelerator elsewhere.
+    """
+    counted = sum(1 for operator in operators if operator.type not in EDGES)
+    if not work.plan.artifact(candidate.artifact).precision.startswith("int"):
+        return counted, ()
+    coverage = work.coverage.get(candidate.artifact)
+    if candidate.accelerator == "cpu" and coverage is not None:
+        left = tuple(document.FloatOperator(op.name, op.type, op.reason) for op in coverage.left_out)
+        return coverage.operators, left
     rules = support.find(candidate.runtime if candidate.accelerator == "cpu" else candidate.accelerator)
     found = rules.place(operators).left_out
-    return tuple(document.FloatOperator(op.name, op.type, op.reason) for op in found if op.type not in EDGES)
+    left = tuple(document.FloatOperator(op.name, op.type, op.reason) for op in found if op.type not in EDGES)
+    return counted, left
 
 
 def _decisions(work: Work, choices: Mapping[str, Choice]) -> tuple[document.Decision, ...]:
@@ -185,7 +313,7 @@ def _decisions(work: Work, choices: Mapping[str, Choice]) -> tuple[document.Deci
                     f"what the profile of {plan.device.id} says its runtime fuses",
                 )
             )
-            calibration = work.request.recipe.calibration
+            calibration = work.request.recipe.thorough_calibration
             found.append(
                 document.Decision(
                     artifact.id,
@@ -196,9 +324,22 @@ def _decisions(work: Work, choices: Mapping[str, Choice]) -> tuple[document.Deci
     for artifact in plan.artifacts:
         notes = work.made[artifact.id].description.notes
         found.extend(document.Decision(artifact.id, "note", note) for note in notes)
-    for name, verdict in work.validation.verdicts.items():
-        if plan.artifact(name).precision != "fp32":
+    for name, found_of in work.validation.assessments.items():
+        verdict = found_of.verdict
+        if verdict is not None and plan.artifact(name).precision != "fp32":
             found.append(document.Decision(name, f"--max-drop: {verdict.answer}", verdict.sentence()))
+    for name, attribution in work.attributions.items():
+        found.append(
+            document.Decision(
+                name,
+                f"most of the error comes from {attribution.dominant}: {attribution.cure()}",
+                attribution.sentence(),
+            )
+        )
+    for name, coverage in work.coverage.items():
+        if plan.artifact(name).precision != "fp32":
+            found.append(document.Decision(name, "what runs in integers", coverage.sentence()))
+            found.extend(document.Decision(name, "slow", text) for text in problems(coverage))
     for candidate in plan.candidates:
         choice = choices[candidate.id]
         found.append(

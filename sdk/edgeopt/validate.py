@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeopt.plan import BASELINE, MIN_SQNR_DB, Artifact, Plan
 from edgeopt.progress import Step
@@ -26,7 +26,7 @@ from edgeopt_wire.tensor import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgeopt.evaluate.metrics import Verdict
+    from edgeopt.evaluate.assess import Assessment, Evaluation
     from edgeopt.evaluate.outputs import Outputs
     from edgeopt.evaluate.samples import Samples
 
@@ -43,11 +43,24 @@ WITHOUT_DATA = "no data: quality was measured on random inputs, which says littl
 
 @dataclass(frozen=True)
 class Validation:
-    """Quality of every artifact, verdicts on the allowed drop, and what a reader must know about both."""
+    """What is known of every artifact's outputs, and what a reader must know about how that was found."""
 
-    quality: Mapping[str, Quality]
-    verdicts: Mapping[str, Verdict]
+    assessments: Mapping[str, Assessment]
     warnings: tuple[str, ...]
+
+    def quality(self, artifact_id: str) -> Quality | None:
+        """The figures that a manifest keeps, or None where the artifact was not run."""
+        found = self.assessments.get(artifact_id)
+        return found.quality if found else None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of the outputs: the task, and the drop that is allowed (of the baseline's figure if `relative`)."""
+
+    evaluation: Evaluation
+    max_drop: float | None = None
+    relative: bool = False
 
 
 def validate(
@@ -57,7 +70,7 @@ def validate(
     *,
     samples: Samples | None,
     fallback: Samples | None,
-    max_drop: float | None,
+    question: Question,
     bench: Workbench,
 ) -> Validation:
     """Write golden samples into `stage`, run every artifact over the data, compare with the baseline.
@@ -65,7 +78,7 @@ def validate(
     Raises:
         RuntimeFailure: A float artifact does not reproduce the baseline, or a runtime fails.
     """
-    from edgeopt.evaluate.metrics import compare, judge_drop
+    from edgeopt.evaluate.assess import assess, refer
     from edgeopt.evaluate.outputs import Outputs
     from edgeopt.evaluate.samples import random_samples
 
@@ -81,14 +94,20 @@ def validate(
         folder = _run(stage, plain, samples, golden, bench)
         _copy_golden(folder / GOLDEN_FOLDER, stage / plain.variants[0].golden)
         found[artifact.id] = Outputs.load(folder / OUTPUTS_FILE)
-    baseline = found[BASELINE]
-    quality = {name: compare(baseline, outputs) for name, outputs in found.items()}
+    reference = refer(found[BASELINE], question.evaluation)
+    assessments = {
+        artifact.id: assess(
+            reference,
+            found[artifact.id],
+            specs=_plain(manifest, artifact).variants[0].outputs,
+            max_drop=question.max_drop,
+            relative=question.relative,
+        )
+        for artifact in plan.artifacts
+    }
     for artifact in plan.artifacts:
-        _check_lowering(artifact, quality[artifact.id])
-    verdicts: dict[str, Any] = {}
-    if max_drop is not None:
-        verdicts = {name: judge_drop(baseline, outputs, max_drop) for name, outputs in found.items()}
-    return Validation(quality, {name: v for name, v in verdicts.items() if v is not None}, tuple(warnings))
+        _check_lowering(artifact, assessments[artifact.id].quality)
+    return Validation(assessments, tuple(warnings))
 
 
 def _run(

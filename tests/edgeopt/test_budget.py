@@ -3,7 +3,7 @@
 
 import pytest
 
-from edgeopt.budget import Budget, drop, parse_duration_ns, parse_share, parse_size_bytes
+from edgeopt.budget import Budget, Facts, drop, parse_drop, parse_duration_ns, parse_share, parse_size_bytes
 from edgeopt_wire.errors import RecipeError
 from edgeopt_wire.manifest import Quality
 
@@ -43,22 +43,46 @@ def test_drop_is_of_the_metric_where_there_are_labels_and_of_agreement_elsewhere
 def test_a_kept_budget_breaks_nothing() -> None:
     quality = Quality(100, agreement=0.99, value=0.87, baseline_value=0.87)
     budget = Budget(max_drop=0.01, max_size_bytes=100)
-    assert budget.broken_by(size_bytes=99, quality=quality, measurement=None, on_device=False) == []
+    assert budget.broken_by(Facts(99, quality)) == []
 
 
 def test_every_broken_limit_is_said() -> None:
     budget = Budget(max_drop=0.01, max_latency_ns=1, max_size_bytes=10)
     quality = Quality(100, agreement=0.9)
-    reasons = budget.broken_by(size_bytes=11, quality=quality, measurement=None, on_device=True)
+    reasons = budget.broken_by(Facts(11, quality, on_device=True))
     assert [
         any(word in reason for reason in reasons)
-        for word in ("--max-size", "10.00 points", "could not be measured")
+        for word in ("--max-size", "drops 10 points", "could not be measured")
     ]
     assert len(reasons) == 3
 
 
 def test_a_latency_of_another_machine_proves_nothing() -> None:
-    reasons = Budget(max_latency_ns=10**9).broken_by(
-        size_bytes=1, quality=None, measurement=None, on_device=False
-    )
+    reasons = Budget(max_latency_ns=10**9).broken_by(Facts(1))
     assert "not the device" in reasons[0]
+
+
+def test_a_relative_drop_is_a_part_of_the_baselines_figure() -> None:
+    assert parse_drop("1%") == (0.01, False)
+    assert parse_drop(" 50%rel ") == (0.5, True)
+    quality = Quality(100, metric="top1", value=0.49, baseline_value=0.5)
+    assert Budget(max_drop=0.03, relative=True).broken_by(Facts(1, quality)) == []
+    assert "allows 0.5" in Budget(max_drop=0.01, relative=True).broken_by(Facts(1, quality))[0]
+
+
+def test_a_metric_that_falls_when_it_gets_better_is_judged_by_its_own_drop() -> None:
+    """A word error rate of 0.12 instead of 0.10 is a loss of 0.02, which values alone do not tell."""
+    quality = Quality(100, metric="wer", value=0.12, baseline_value=0.10)
+    assert Budget(max_drop=0.01).broken_by(Facts(1, quality, drop=0.02)) == [
+        "drops 0.02 wer, --max-drop allows 0.01"
+    ]
+
+
+def test_too_few_integer_operations_break_the_budget() -> None:
+    assert Budget(min_coverage=0.9).broken_by(Facts(1, coverage=0.5))
+    assert not Budget(min_coverage=0.9).broken_by(Facts(1, coverage=0.95))
+    assert not Budget(min_coverage=0.9).broken_by(Facts(1))  # a float candidate has none
+
+
+def test_memory_that_was_not_measured_cannot_be_promised() -> None:
+    assert "could not be measured" in Budget(max_memory_bytes=10).broken_by(Facts(1))[0]

@@ -39,9 +39,20 @@ def _devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     type=click.IntRange(1),
     help="Use only this many samples of it, drawn with a fixed seed.",
 )
-@click.option("--max-drop", metavar="SHARE", help="Largest loss of the metric, e.g. 1%.")
+@click.option("--max-drop", metavar="SHARE", help="Largest loss of the metric, e.g. 1% (points) or 1%rel.")
 @click.option("--max-latency", metavar="TIME", help="Largest p90 on the device, e.g. 10ms.")
 @click.option("--max-size", metavar="SIZE", help="Largest model file, e.g. 5MB.")
+@click.option(
+    "--mem", metavar="SIZE", help="Largest peak memory of a process that runs the model, e.g. 200MB."
+)
+@click.option(
+    "--min-coverage", metavar="SHARE", help="Least share of multiply-accumulates in integers, e.g. 95%."
+)
+@click.option(
+    "--effort",
+    type=click.Choice(["quick", "default", "extensive"]),
+    help="How much work goes into accuracy. [default: the recipe's, else default]",
+)
 @click.option(
     "--recipe", type=click.Path(path_type=Path), help="TOML file with everything else, see docs/build.md."
 )
@@ -95,16 +106,26 @@ def _request(
     max_drop: str | None,
     max_latency: str | None,
     max_size: str | None,
+    mem: str | None,
+    min_coverage: str | None,
+    effort: str | None,
     recipe: Path | None,
     output: Path,
     quick: bool,
 ) -> BuildRequest:
-    from edgeopt.budget import Budget, parse_duration_ns, parse_share, parse_size_bytes
+    from dataclasses import replace
+
+    from edgeopt.budget import Budget, parse_drop, parse_duration_ns, parse_share, parse_size_bytes
     from edgeopt.build import BuildRequest
     from edgeopt.recipe import Recipe, load_recipe
 
+    allowed, relative = parse_drop(max_drop) if max_drop else (None, False)
+    wanted = load_recipe(recipe) if recipe else Recipe()
     budget = Budget(
-        max_drop=parse_share(max_drop) if max_drop else None,
+        max_drop=allowed,
+        relative=relative,
+        max_memory_bytes=parse_size_bytes(mem) if mem else None,
+        min_coverage=parse_share(min_coverage) if min_coverage else None,
         max_latency_ns=parse_duration_ns(max_latency) if max_latency else None,
         max_size_bytes=parse_size_bytes(max_size) if max_size else None,
     )
@@ -115,7 +136,7 @@ def _request(
         evaluation=evaluation,
         evaluation_limit=evaluation_limit,
         budget=budget,
-        recipe=load_recipe(recipe) if recipe else Recipe(),
+        recipe=replace(wanted, effort=effort) if effort else wanted,
         output=output,
         quick=quick,
     )

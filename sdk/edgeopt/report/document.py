@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgeopt.attribute import Attribution
+from edgeopt.coverage import Coverage
 from edgeopt_wire.manifest import Provenance, Quality
 from edgeopt_wire.measurement import Measurement
 
@@ -40,6 +42,29 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """One figure of the task, with the candidate's 95 % interval and what the samples tell of the difference."""
+
+    name: str
+    baseline: float
+    value: float
+    low: float | None
+    high: float | None
+    verdict: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near the outputs are to the unmodified model's. KL in nats, of the first output; shares of samples."""
+
+    cosine: float | None = None
+    kl: float | None = None
+    clipped_share: float = 0.0
+    largest_error: float | None = None
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One way to run the model. `times_faster` is against float in the same runtime with as many threads."""
 
@@ -60,6 +85,9 @@ class Candidate:
     integer_operators: int = 0
     float_operators: tuple[FloatOperator, ...] = ()
     notes: tuple[str, ...] = ()
+    fidelity: Fidelity | None = None
+    figures: tuple[Figure, ...] = ()
+    coverage: Coverage | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +111,7 @@ class BuildReport:
     package: str = ""
     package_sha256: str = ""
     package_bytes: int = 0
+    attributions: Mapping[str, Attribution] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def candidate(self, candidate_id: str) -> Candidate:
