@@ -1,282 +1,302 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ONNX Runtime makes of an ONNX file: its own optimized graph is saved and read.
+"""What ONNX Runtime makes of an ONNX file: its own optimized graph is saved, run once, and read.
 
-The level is "extended": all fusions of Q and DQ happen there, and what comes after it only changes the layout in
-memory. Shapes, for multiply-accumulates, are those of one run with zeros.
+All optimizations are on, as on a device, with the CPU's own layouts. Operators are called as in the file, though the
+optimizer renames and merges them. Shapes are those of one profiled run; what did not run (a branch not taken) has those
+of shape inference, or none.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from math import prod
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.coverage import PRODUCT_TYPES, Coverage, Left
+from edgeopt.coverage import Arithmetic, Coverage, Left, Step, _optimized, _products, tally
+from edgeopt.coverage._causes import Causes
+from edgeopt.coverage._cuts import DEQUANTIZE, QUANTIZE, Scope, scopes
+from edgeopt.coverage._repairs import Said
 from edgeopt_wire.errors import RuntimeFailure
 
 if TYPE_CHECKING:
     import numpy as np
 
-CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
-_DYNAMIC = frozenset({
-    "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"
+CONVERSIONS = frozenset({QUANTIZE, DEQUANTIZE, "DynamicQuantizeLinear"})
+MOVES = frozenset({
+    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Expand", "ReorderInput", "ReorderOutput",
 })  # fmt: skip
-_INTEGER = _DYNAMIC | {"QGemm", "QAttention", "QEmbedLayerNormalization", "QMoE", "MatMulNBits"}
-_WEIGHT_AT = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
-_FLOATS = ("float32", "float16", "float64")
+"""They compute nothing, and follow the type of what they move."""
+
+_SUFFIX = re.compile(r"_token_\d+$|_nchwc$|_nhwc$")
+"""What the layout optimizers put behind a name."""
+_NAMED_BY_TENSOR = "_nchwc"
+_EIGHT_BITS = ("int8", "uint8")
+_SIXTEEN_BITS = ("int16", "uint16")
+_INTEGER_ACTIVATIONS = 4  # MatMulNBits, attribute accuracy_level
+_SCALING_STEPS = 4  # Cast, two Mul, and the Add of a bias stand behind a ConvInteger
+
+_log = logging.getLogger(__name__)
 
 
-def read(file: Path) -> Coverage:
+def read(
+    file: Path, *, reference: Path | None = None, sample: Mapping[str, np.ndarray] | None = None
+) -> Coverage:
     """Load `file` on the CPU and read what became of it.
 
     Raises:
-        RuntimeFailure: ONNX Runtime cannot load or run it.
+        RuntimeFailure: ONNX Runtime cannot load it, or cannot run it on the sample.
     """
-    program = _optimized(file)
-    view = _View(program, _values(program))
-    nodes = [_look(view, node) for node in view.nodes]
-    counted = [found for found in nodes if found is not None]
-    products = [found for found in counted if found.is_product]
-    return Coverage(
-        runtime="onnxruntime",
-        operators=len(counted),
-        integer_operators=sum(found.is_integer for found in counted),
-        products=len(products),
-        integer_products=sum(found.is_integer for found in products),
-        macs=sum(found.macs for found in products),
-        integer_macs=sum(found.macs for found in products if found.is_integer),
-        conversions=sum(node.op_type in CONVERSIONS for node in view.nodes),
-        dynamic=sum(node.op_type in _DYNAMIC for node in view.nodes),
-        left_out=tuple(_left(view, found) for found in counted if not found.is_integer),
-    )
-
-
-@dataclass(frozen=True)
-class _Found:
-    """An operator that computes something of the model."""
-
-    node: Any
-    is_integer: bool
-    is_product: bool
-    macs: int
-
-
-def _optimized(file: Path) -> Any:
-    import onnx
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
-        target = Path(folder) / "optimized.onnx"
-        options.optimized_model_filepath = str(target)
-        try:
-            ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors have no base of their own
-            raise RuntimeFailure(f"onnxruntime cannot load {file.name}: {error}") from error
-        return onnx.load(target)
+    source, model = _source(file)
+    program = _optimized.optimize(model)
+    view = _View(program, _Origins(tuple(scopes(source)), _names(reference)))
+    view.see(_values(file, program, sample))
+    causes = Causes(ort.__version__)
+    steps = [step for node in view.nodes if (step := _step(view, node, causes)) is not None]
+    conversions = sum(node.op_type in CONVERSIONS for node in view.nodes)
+    return tally("onnxruntime", str(ort.__version__), steps, conversions=conversions)
 
 
-def _values(program: Any) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of every tensor, from one run of the optimized graph with zeros: name -> (shape, dtype)."""
-    import numpy as np
-    import onnx
-    import onnxruntime as ort
+@dataclass
+class _Origins:
+    """Finds the operator of the file behind one of the optimized graph."""
 
-    watched = onnx.ModelProto()
-    watched.CopyFrom(program)
-    known = {output.name for output in program.graph.output}
-    for node in program.graph.node:
-        for name in node.output:
-            if name and name not in known:
-                watched.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    found: dict[str, tuple[tuple[int, ...], str]] = {}
-    for tensor in program.graph.initializer:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name
-        found[tensor.name] = (tuple(tensor.dims), dtype)
-    try:
-        session = ort.InferenceSession(
-            watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    scopes: Sequence[Scope]
+    reference: Mapping[str, str]
+    by_name: dict[str, tuple[Scope, int]] = field(default_factory=dict)
+    by_tensor: dict[str, tuple[Scope, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for scope in self.scopes:
+            for index, node in enumerate(scope.nodes):
+                self.by_name[node.name] = (scope, index)
+                self.by_tensor.update(dict.fromkeys(node.output, (scope, index)))
+
+    def find(self, node: Any) -> tuple[Scope, int] | None:
+        """The operator that gave `node` its name; for a product the product among those merged into it."""
+        found = self._named(node)
+        if found is None or not _products.is_product(node.op_type):
+            return found
+        scope, index = found
+        while not _products.is_product(scope.nodes[index].op_type):
+            source = scope.writers.get(next(iter(scope.nodes[index].input), ""))
+            if source is None:
+                return None
+            index = source
+        return scope, index
+
+    def label(self, node: Any, found: tuple[Scope, int] | None) -> tuple[str, str]:
+        """Name and type of the operator behind `node`, as the reference calls it if it knows the tensor."""
+        if found is None:
+            return node.name or next(iter(node.output), node.op_type), str(node.op_type)
+        origin = found[0].nodes[found[1]]
+        return self.reference.get(next(iter(origin.output), ""), origin.name), str(origin.op_type)
+
+    def weights(self, found: tuple[Scope, int] | None) -> Sequence[int] | None:
+        """The dimensions of a product's weights as the file has them."""
+        if found is None or len(found[0].nodes[found[1]].input) < 2:
+            return None
+        scope, index = found
+        node = scope.nodes[index]
+        name = node.input[3 if node.op_type == "QLinearConv" else 1]
+        writer = scope.writer(name)
+        tensor = scope.constants.get(
+            writer.input[0] if writer is not None and writer.op_type == DEQUANTIZE else name
         )
-        feeds = {entry.name: _zeros(entry) for entry in session.get_inputs()}
-        names = [output.name for output in session.get_outputs()]
-        results = session.run(names, feeds)
-    except Exception:  # noqa: BLE001 - shapes are a help, not a need: what cannot run has no multiply-accumulates
-        return found
-    for name, value in (*feeds.items(), *zip(names, results, strict=True)):
-        if isinstance(value, np.ndarray):
-            found[name] = (value.shape, value.dtype.name)
-    return found
+        return tuple(tensor.dims) if tensor is not None else None
 
-
-def _zeros(entry: Any) -> np.ndarray:
-    import numpy as np
-
-    types = {"float": "float32", "double": "float64"}
-    name = entry.type.removeprefix("tensor(").removesuffix(")")
-    shape = [axis if isinstance(axis, int) and axis > 0 else 1 for axis in entry.shape]
-    return np.zeros(shape, types.get(name, name))
+    def _named(self, node: Any) -> tuple[Scope, int] | None:
+        for given in (node.name, *node.output):
+            is_tensor = given.endswith(_NAMED_BY_TENSOR)
+            maps = (self.by_tensor, self.by_name) if is_tensor else (self.by_name, self.by_tensor)
+            for name in _shortened(given):
+                for known in maps:
+                    if name in known:
+                        return known[name]
+        return None
 
 
 class _View:
-    """The nodes of a graph and of the graphs inside it, who makes and who reads each tensor, and what it is."""
+    """The optimized graph: every node, who makes each tensor, and what each is."""
 
-    def __init__(self, program: Any, values: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
-        self.nodes = list(_walk(program.graph))
-        self.values = values
-        self.constants = {tensor.name: tensor for tensor in _constants(program.graph)}
-        self.writer = {name: node for node in self.nodes for name in node.output if name}
-        self.readers: dict[str, list[Any]] = defaultdict(list)
-        for node in self.nodes:
-            for name in node.input:
-                self.readers[name].append(node)
+    def __init__(self, program: Any, origins: _Origins) -> None:
+        self.origins = origins
+        self.nodes = list(_optimized.walk(program.graph))
+        self.constants = {tensor.name for tensor in _optimized.constants(program.graph)}
+        self.writers = {name: node for node in self.nodes for name in node.output if name}
+        self.values: _optimized.Values = {}
+        self.dtypes: dict[str, str] = {}
+        for scope in origins.scopes:
+            for name, value in scope.types.items():
+                self._note(name, value.type.tensor_type)
+        self.is_quantized = any(
+            node.op_type in CONVERSIONS
+            or _optimized.is_integer_type(node.op_type)
+            or node.op_type in ("MatMulNBits", "MatMulBnb4")
+            for node in self.nodes
+        )
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.values.get(name, ((), ""))[0]
+    def see(self, values: _optimized.Values) -> None:
+        """Take what a run showed: it is right where inference was wrong."""
+        self.values |= values
+        self.dtypes |= {name: dtype for name, (_, dtype) in values.items()}
 
     def is_float(self, name: str) -> bool:
-        if name in self.values:
-            return self.values[name][1] in _FLOATS
-        writer = self.writer.get(name)
-        return writer is None or not (writer.op_type == "QuantizeLinear" or _is_integer(writer))
+        """Whether a tensor is of floats; what is not known is, unless its writer makes integers."""
+        if name in self.dtypes:
+            return "float" in self.dtypes[name]
+        writer = self.writers.get(name)
+        return writer is None or not (
+            writer.op_type == QUANTIZE or _optimized.is_integer_type(writer.op_type)
+        )
+
+    def _note(self, name: str, tensor: Any) -> None:
+        import onnx
+
+        if not tensor.elem_type or tensor.elem_type == onnx.TensorProto.STRING:
+            return
+        self.dtypes[name] = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        shape = tuple(axis.dim_value for axis in tensor.shape.dim)
+        if tensor.HasField("shape") and all(shape):
+            self.values[name] = (shape, self.dtypes[name])
 
 
-def _walk(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        if node.op_type != "Constant":
-            yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _walk(attribute.g)
+def _shortened(name: str) -> Iterator[str]:
+    """A name, and the names that it may have had before optimizers put something behind it."""
+    while name:
+        yield name
+        shorter = _SUFFIX.sub("", name)
+        name = shorter if shorter != name else ""
 
 
-def _constants(graph: Any) -> Iterator[Any]:
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _constants(attribute.g)
+def _source(file: Path) -> tuple[Any, Path | bytes]:
+    """The file's own ModelProto, and what to load: the file, or a copy in which every operator has a name of its own."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        source = onnx.load(file)
+    except (DecodeError, OSError) as error:
+        raise RuntimeFailure(f"onnxruntime cannot load {file.name}: {error}") from error
+    known = {""}
+    unnamed = []
+    for node in _optimized.walk(source.graph):
+        if node.name in known:
+            unnamed.append(node)
+        known.add(node.name)
+    if not unnamed:
+        return source, file
+    for number, node in enumerate(unnamed):
+        node.name = f"{node.name or node.op_type}~{number}"
+    return source, source.SerializeToString()
 
 
-def _is_integer(node: Any) -> bool:
-    return node.op_type in _INTEGER or node.op_type.startswith("QLinear")
+def _names(reference: Path | None) -> dict[str, str]:
+    """Who makes each tensor of the reference."""
+    import onnx
+
+    if reference is None:
+        return {}
+    try:
+        graph = onnx.load(reference, load_external_data=False).graph
+    except OSError as error:
+        raise RuntimeFailure(f"cannot read the reference {reference}: {error.strerror}") from error
+    return {name: node.name for node in _optimized.walk(graph) for name in node.output if name and node.name}
 
 
-def _look(view: _View, node: Any) -> _Found | None:
-    """What a node computes, or None for conversions, control flow, and what only handles shapes and indices."""
-    if node.op_type in CONVERSIONS or any(attribute.HasField("g") for attribute in node.attribute):
+def _values(file: Path, program: Any, sample: Mapping[str, np.ndarray] | None) -> _optimized.Values:
+    try:
+        return _optimized.observe(program, sample)
+    except RuntimeFailure as error:
+        if sample is not None:
+            raise
+        _log.warning("%s: shapes are those of inference only: %s", file.name, error)
+        return {}
+
+
+def _step(view: _View, node: Any, causes: Causes) -> Step | None:
+    arithmetic = _arithmetic(view, node)
+    if arithmetic is None:
         return None
-    is_product = node.op_type in PRODUCT_TYPES
-    if _is_integer(node):
-        return _Found(node, True, is_product, _macs(view, node))
+    origin = view.origins.find(node)
+    name, kind = view.origins.label(node, origin)
+    is_product = _products.is_product(node.op_type)
+    macs = _products.count(node, view.values, view.origins.weights(origin)) if is_product else 0
+    left = None
+    if arithmetic is Arithmetic.FLOAT:
+        said = _why(view, node, origin, causes)
+        left = Left(name, kind, macs or 0, said.why, said.remedy, said.key)
+    shown = kind if arithmetic is Arithmetic.FLOAT else str(node.op_type)
+    return Step(name, shown, arithmetic, macs, is_product, left)
+
+
+def _arithmetic(view: _View, node: Any) -> Arithmetic | None:
+    """What a node computes with; None for conversions, control flow, and what only moves or handles shapes."""
+    if node.op_type in CONVERSIONS | MOVES or any(True for _ in _optimized.inner_graphs(node)):
+        return None
+    if node.op_type in _optimized.DYNAMIC or _attribute(node, "accuracy_level") == _INTEGER_ACTIVATIONS:
+        return Arithmetic.DYNAMIC
+    if _optimized.is_integer_type(node.op_type):
+        return Arithmetic.INTEGER
     made = [name for name in node.output if name]
-    reads_values = any(name and view.is_float(name) for name in node.input)
-    if not any(view.is_float(name) for name in made):
-        # a Reshape of integers belongs to the integer part; a Shape or a comparison belongs to neither
-        is_moved = any(view.values.get(name, ((), ""))[1] in ("int8", "uint8") for name in made)
-        return _Found(node, True, is_product, 0) if is_moved else None
-    return _Found(node, False, is_product, _macs(view, node)) if reads_values or is_product else None
+    if any(view.is_float(name) for name in made):
+        computes = any(name and view.is_float(name) for name in node.input)
+        return Arithmetic.FLOAT if computes or _products.is_product(node.op_type) else None
+    types = {view.dtypes.get(name, "") for name in (*made, *(name for name in node.input if name))}
+    if types.intersection(_SIXTEEN_BITS):
+        return Arithmetic.WIDE
+    return Arithmetic.INTEGER if types.intersection(_EIGHT_BITS) else None
 
 
-def _macs(view: _View, node: Any) -> int:
-    output = view.shape(node.output[0]) if node.output else ()
-    position = _WEIGHT_AT.get(node.op_type, 1)
-    weight = view.shape(node.input[position]) if len(node.input) > position else ()
-    if not output or not weight:
-        return 0
-    if "Conv" in node.op_type:
-        return prod(output) * prod(weight[1:])
-    if node.op_type in ("LSTM", "GRU", "DynamicQuantizeLSTM"):
-        steps = view.shape(node.input[0])[:2]
-        return prod(steps) * (prod(weight) + prod(view.shape(node.input[2])))
-    if node.op_type not in PRODUCT_TYPES:
-        return 0
-    inner = view.shape(node.input[0])
-    return prod(output) * (inner[-1] if inner else 0)
+def _attribute(node: Any, name: str) -> int | None:
+    return next((int(entry.i) for entry in node.attribute if entry.name == name), None)
 
 
-def _left(view: _View, found: _Found) -> Left:
-    node = found.node
-    name = node.name or (node.output[0] if node.output else node.op_type)
-    reason, remedy = _why(view, node, is_product=found.is_product)
-    return Left(name, node.op_type, found.macs, reason, remedy)
-
-
-def _why(view: _View, node: Any, *, is_product: bool) -> tuple[str, str]:
-    """Find what keeps an operator from its integer kernel by looking at its neighbours in the optimized graph."""
-    data = [name for name in node.input[: 2 if is_product else None] if name and view.is_float(name)]
-    for name in data:
-        writer = view.writer.get(name)
-        if name in view.constants and is_product:
-            return (
-                f"its weight {name!r} is float",
-                "quantize it (is the layer or its type excluded, or its weight shared?)",
-            )
-        if writer is None and name not in view.constants:
-            return (
-                f"its input {name!r} is an input of the model in floats",
-                "the quantizer must put a QuantizeLinear behind that input",
-            )
-        if writer is not None and writer.op_type != "DequantizeLinear":
-            return (
-                f"its input comes from {writer.op_type} {writer.name}, which computes in floats",
-                f"an integer form of {writer.op_type}, or another operator in its place, would let this one follow",
-            )
-    return _why_not_fused(view, node)
-
-
-def _why_not_fused(view: _View, node: Any) -> tuple[str, str]:
-    """Every input is dequantized: something about the output or the types is in the way."""
-    readers = view.readers[node.output[0]] if node.output else []
-    quantizers = [reader for reader in readers if reader.op_type == "QuantizeLinear"]
-    others = [reader for reader in readers if reader.op_type != "QuantizeLinear"]
-    if not readers:
-        return (
-            "its output leaves the model in floats",
-            "quantize the output too, if the runtime has no such kernel",
+def _why(view: _View, node: Any, origin: tuple[Scope, int] | None, causes: Causes) -> Said:
+    if not view.is_quantized:
+        return Said("not quantized", "the file is not quantized", "quantize it")
+    if node.op_type in ("MatMulNBits", "MatMulBnb4"):
+        return Said(
+            "weights only",
+            "its weights are unpacked to floats, which it multiplies",
+            "this saves memory; for speed on a CPU set accuracy_level 4, which multiplies integers",
         )
-    if not quantizers or others:
-        reader = others[0] if others else readers[0]
-        return (
-            f"its output is read by {reader.op_type} {reader.name} in floats before it is quantized",
-            f"take the range behind {reader.op_type}, so that no Q stands between, or replace it by one that is fused",
+    scaled = _scaled(view, node)
+    if scaled is not None:
+        return Said(
+            "scaling",
+            f"it scales what comes from {scaled.op_type} {scaled.name!r}, as ranges are found at run time",
+            "calibrate and quantize statically, so that the product scales and rounds its own sums",
         )
-    inner = sorted({_type(view, writer, 2) for writer in _dequantizers(view, node)})
-    outer = _type(view, quantizers[0], 2)
-    if inner != [outer]:
-        return (
-            f"it reads {' and '.join(inner)} and writes {outer}: the fusion wants one type on all sides",
-            "use one type for all activations: uint8 on x86, int8 on ARM",
+    if origin is None:
+        return Said(
+            "unknown",
+            "no operator of the file has its name: ONNX Runtime made it of several",
+            "look for it in the optimized graph",
         )
-    return (
-        f"ONNX Runtime has no integer kernel for {node.op_type} with {outer} activations here",
-        "leave it in floats on purpose, or use an operator that has one",
-    )
+    return causes.find(*origin)
 
 
-def _dequantizers(view: _View, node: Any) -> list[Any]:
-    """Who dequantizes the activations that a node reads."""
-    writers = [view.writer.get(name) for name in node.input]
-    return [
-        writer
-        for writer in writers
-        if writer is not None
-        and writer.op_type == "DequantizeLinear"
-        and writer.input[0] not in view.constants
-    ]
+def _scaled(view: _View, node: Any) -> Any:
+    """The ConvInteger, MatMulInteger or search of ranges that a Cast, Mul or Add (of a constant) scales, or None."""
+    for _ in range(_SCALING_STEPS):
+        if node.op_type not in ("Cast", "Mul", "Add"):
+            return None
+        inputs = [view.writers.get(name) for name in node.input if name not in view.constants]
+        if node.op_type == "Add" and len(inputs) != 1:
+            return None
+        for writer in _writers(inputs):
+            if writer.op_type in (*_optimized.DYNAMIC, "DynamicQuantizeLinear"):
+                return writer
+        node = next((writer for writer in _writers(inputs) if writer.op_type in ("Cast", "Mul")), None)
+        if node is None:
+            return None
+    return None
 
 
-def _type(view: _View, node: Any, position: int) -> str:
-    if len(node.input) <= position:
-        return "uint8"
-    return view.values.get(node.input[position], ((), "unknown"))[1]
+def _writers(found: Sequence[Any]) -> Iterator[Any]:
+    return (writer for writer in found if writer is not None)

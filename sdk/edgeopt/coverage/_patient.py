@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cut-out operator that can be looked at and changed: who makes and reads its tensors, and what is quantized how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgeopt.coverage._cuts import DEQUANTIZE, QUANTIZE, TARGET
+
+if TYPE_CHECKING:
+    import numpy as np
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_SCALE = 0.05
+
+
+class Patient:
+    """A cut under repair: a model of its own, and the operator that it is about."""
+
+    def __init__(self, model: Any) -> None:
+        import onnx
+
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        self.graph = self.model.graph
+        self.node = next(node for node in self.graph.node if node.name == TARGET)
+
+    def constant(self, name: str) -> Any:
+        """An initializer's TensorProto, or None."""
+        return next((tensor for tensor in self.graph.initializer if tensor.name == name), None)
+
+    def writer(self, name: str) -> Any:
+        """Who makes a tensor, or None."""
+        return next((node for node in self.graph.node if name in node.output), None)
+
+    def readers(self, name: str) -> list[Any]:
+        """Who reads a tensor."""
+        return [node for node in self.graph.node if name in node.input]
+
+    def is_shown(self, name: str) -> bool:
+        """Whether a tensor leaves the cut."""
+        return any(value.name == name for value in self.graph.output)
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor is a constant or made of constants alone."""
+        writer = self.writer(name)
+        if writer is None:
+            return self.constant(name) is not None
+        return all(not entry or self.is_constant(entry) for entry in writer.input)
+
+    def dequantizer(self, name: str) -> Any:
+        """The DequantizeLinear that makes a tensor, or None."""
+        writer = self.writer(name)
+        return writer if writer is not None and writer.op_type == DEQUANTIZE else None
+
+    def quantizers(self) -> list[Any]:
+        """The QuantizeLinear behind the operator, through one activation between."""
+        found: list[Any] = []
+        for reader in self.readers(self.node.output[0]):
+            if reader.op_type == QUANTIZE:
+                found.append(reader)
+            elif reader.op_type in ("Relu", "Clip"):
+                found += [node for node in self.readers(reader.output[0]) if node.op_type == QUANTIZE]
+        return found
+
+    def data(self) -> list[str]:
+        """The tensors that the operator computes with and that are no constants."""
+        return [name for name in self.node.input if name and not self.is_constant(name)]
+
+    def data_dequantizers(self) -> list[Any]:
+        """The DequantizeLinear of those tensors, as far as they have one."""
+        found = (self.dequantizer(name) for name in self.data())
+        return [node for node in found if node is not None]
+
+    def weights(self) -> str:
+        """The weights of the operator, or nothing."""
+        names = self.node.input[1:2] if self.node.op_type in WEIGHTED else []
+        return next((name for name in names if self.is_constant(name)), "")
+
+    def weight_dequantizer(self) -> Any:
+        """The DequantizeLinear of its weights, or None."""
+        name = self.weights()
+        return self.dequantizer(name) if name else None
+
+    def add_constant(self, values: np.ndarray) -> str:
+        """Put a constant into the cut and give its name."""
+        import onnx
+
+        name = f"repair_{len(self.graph.initializer)}"
+        self.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+        return name
+
+    def add_pair(self, source: str, end: str) -> None:
+        """Stand a QuantizeLinear and a DequantizeLinear (uint8) between two tensors."""
+        import numpy as np
+        import onnx
+
+        scale = self.add_constant(np.asarray(_SCALE, np.float32))
+        zero = self.add_constant(np.asarray(128, np.uint8))
+        pair = [
+            onnx.helper.make_node(QUANTIZE, [source, scale, zero], [f"{scale}_q"], f"{scale}_quantize"),
+            onnx.helper.make_node(DEQUANTIZE, [f"{scale}_q", scale, zero], [end], f"{scale}_dequantize"),
+        ]
+        self.graph.node.extend(pair)
+
+    def dtype(self, node: Any) -> str:
+        """The integers of a QuantizeLinear or DequantizeLinear, e.g. "int8"."""
+        import onnx
+
+        zero = self.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        source = zero if zero is not None else self.constant(node.input[0])
+        if source is not None:
+            return str(onnx.helper.tensor_dtype_to_np_dtype(source.data_type).name)
+        output = next((entry.i for entry in node.attribute if entry.name == "output_dtype"), 0)
+        return str(onnx.helper.tensor_dtype_to_np_dtype(output).name) if output else "uint8"
+
+    def change_activations(self, nodes: list[Any], dtype: str) -> None:
+        """Let QuantizeLinear and DequantizeLinear nodes be of another type, and all others of the same integers."""
+        import numpy as np
+
+        pending = list(nodes)
+        names: set[str] = set()
+        while pending:
+            node = pending.pop()
+            name = node.output[0] if node.op_type == QUANTIZE else node.input[0]
+            if name in names or self.is_constant(name):
+                continue
+            names.add(name)
+        limits = np.iinfo(dtype)
+        zero = np.asarray(0 if limits.min < 0 else (limits.max + 1) // 2, dtype)
+        for node in self.graph.node:
+            if (node.op_type == QUANTIZE and node.output[0] in names) or (
+                node.op_type == DEQUANTIZE and node.input[0] in names
+            ):
+                self._set_zero(node, zero)
+        for value in self.graph.input:
+            if value.name in names:
+                value.type.tensor_type.elem_type = _element(dtype)
+
+    def _set_zero(self, node: Any, zero: np.ndarray) -> None:
+        inputs = list(node.input)[:2]
+        for entry in [entry for entry in node.attribute if entry.name == "output_dtype"]:
+            node.attribute.remove(entry)
+        node.ClearField("input")
+        node.input.extend([*inputs, self.add_constant(zero)])
+
+    def set_weights(self, *, like: np.ndarray | None = None) -> None:
+        """Give the operator int8 weights per tensor of the shape of `like`, or of those it has."""
+        import numpy as np
+        import onnx
+
+        shape = (
+            like.shape if like is not None else tuple(self.constant(self.weight_dequantizer().input[0]).dims)
+        )
+        values = self.add_constant(np.ones(shape, np.int8))
+        scale = self.add_constant(np.asarray(_SCALE, np.float32))
+        zero = self.add_constant(np.asarray(0, np.int8))
+        name = f"{values}_dq"
+        self.graph.node.append(
+            onnx.helper.make_node(DEQUANTIZE, [values, scale, zero], [name], f"{values}_dequantize")
+        )
+        self.node.input[1] = name
+
+
+def _element(dtype: str) -> int:
+    import numpy as np
+    import onnx
+
+    return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
