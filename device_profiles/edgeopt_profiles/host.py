@@ -26,18 +26,24 @@ _ISA = (
 )  # fmt: skip
 """CPU flags, as Linux spells them, that decide how fast float and integer kernels are."""
 
+_EXACT_U8S8 = ("avx512_vnni", "avx_vnni", "amx_int8")
+"""With any of these, products of uint8 and int8 are added in 32 bits."""
+
 _MODULES = {"onnxruntime": ("onnxruntime",), "litert": ("ai_edge_litert", "tflite_runtime")}
 
 
 def detect(root: Path = Path("/"), *, is_installed: Callable[[str], bool] | None = None) -> DeviceProfile:
     """Describe this machine.
 
-    On x86-64, activations are uint8 (ONNX Runtime's fast kernels there are u8s8); elsewhere they are int8.
+    On x86-64, activations are uint8 (ONNX Runtime's fast kernels there are u8s8), and weights are chosen so that nothing
+    saturates where the CPU has no VNNI; elsewhere activations are int8.
     """
     architecture = _architecture()
     cores = _cores()
     threads = tuple(sorted({1, min(cores, MAXIMUM_THREADS)}))
-    scheme = "u8s8" if architecture == "x86_64" else "s8s8"
+    cpu = _cpu(root, cores)
+    exact = "u8s8" if any(name in cpu.isa for name in _EXACT_U8S8) else "u8s8-safe"
+    scheme = exact if architecture == "x86_64" else "s8s8"
     offered = (
         Target("onnxruntime", "onnx", "int8", threads, scheme=scheme),
         Target("onnxruntime", "onnx", "fp32", threads),
@@ -51,7 +57,7 @@ def detect(root: Path = Path("/"), *, is_installed: Callable[[str], bool] | None
         title="this machine",
         family=HOST,
         architectures=(architecture,),
-        cpu=_cpu(root, cores),
+        cpu=cpu,
         memory_mib=_memory_mib(root),
         memory_bandwidth_gbps=None,
         accelerators=(),

@@ -46,7 +46,8 @@ class Scheme:
     """A quantization: types of activations and weights, and what inputs and outputs of the file are (`io`).
 
     Weights are always symmetric; `per_channel` means a scale for each output channel. `symmetric_activations` fixes
-    the zero point of activations, as TensorRT demands.
+    the zero point of activations, as TensorRT demands. `pair_safe` chooses weights whose products with uint8 cannot
+    overflow the 16 bits in which x86 CPUs without VNNI add them in pairs.
     """
 
     activation_dtype: str
@@ -54,6 +55,7 @@ class Scheme:
     per_channel: bool
     symmetric_activations: bool
     io: str = "float32"
+    pair_safe: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.passes import Order
+from edgeopt.passes.round_weights import Options as RoundOptions
 from edgeopt.plan import Artifact, Plan
 from edgeopt.progress import Step
 from edgeopt.recipe import Recipe
@@ -248,16 +249,24 @@ def _rounded(
     rounded = floats.get("onnx") or _lower("onnx", source.model, source.sha256, bench)
     rounded = replace(rounded, origin=rounded.file)
     adapted = _Adapted(samples, source.model.inputs, rounded.description.inputs)
+    safe: Made | None = None
     for name in _preparation(plan, rounded, adapted, recipe=recipe, bench=bench):
         artifact = Artifact(f"onnx-{name}", "onnx", "fp32")
         order = Order(samples=adapted, exclude=recipe.exclude, options=recipe.options(name))
-        before = rounded.origin
-        rounded = _optimize(artifact, rounded, order, samples, bench, by=name)
-        rounded = replace(rounded, origin=before if name == "round_weights" else rounded.file)
-    if rounded.artifact.id == "onnx-fp32":
+        before = rounded
+        if name != "round_weights":
+            rounded = _optimize(artifact, before, order, samples, bench, by=name)
+            rounded = replace(rounded, origin=rounded.file)
+            continue
+        if _wants_pair_safe(plan):
+            careful = replace(order, options=replace(RoundOptions.of(order.options), pair_safe=True))
+            safe = _optimize(artifact, before, careful, samples, bench, by=name)
+        if safe is None or plan.formats != ("onnx",):
+            rounded = _optimize(artifact, before, order, samples, bench, by=name)
+    if rounded.artifact.id == "onnx-fp32" and safe is None:
         return {**floats, "onnx": rounded}
     found = dict(floats)
-    found["onnx"] = rounded
+    found["onnx"] = safe or rounded
     for name in plan.formats:
         if name != "onnx":
             try:
@@ -267,6 +276,14 @@ def _rounded(
                 described = replace(floats[name].description, notes=(*floats[name].description.notes, note))
                 found[name] = replace(floats[name], description=described)
     return found
+
+
+def _wants_pair_safe(plan: Plan) -> bool:
+    """Whether some ONNX artifact must run without overflow on every x86; other formats keep their plain grid."""
+    return any(
+        artifact.format == "onnx" and artifact.scheme is not None and artifact.scheme.pair_safe
+        for artifact in plan.artifacts
+    )
 
 
 def _preparation(

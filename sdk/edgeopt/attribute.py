@@ -48,6 +48,7 @@ class TensorError:
     name: str
     kind: str  # "activation" or "weight"
     operator: str
+    node: str
     sqnr_db: float
     share: float
 
@@ -101,7 +102,7 @@ class Laboratory:
 
     session: FakeQuantized
     quantized: Quantized
-    operators: Mapping[str, str]
+    operators: Mapping[str, tuple[str, str]]
     samples: Sequence[Mapping[str, np.ndarray]]
     exact: np.ndarray
 
@@ -121,9 +122,12 @@ class Laboratory:
         folded = fold(program)
         known = {tensor.name for tensor in folded.graph.initializer}
         weights = {name: values for name, values in found.weights.items() if name in known}
-        operators = {name: node.op_type for node in folded.graph.node for name in node.output}
+        operators = {name: (node.op_type, node.name) for node in folded.graph.node for name in node.output}
         operators |= {
-            name: node.op_type for node in folded.graph.node for name in node.input if name in weights
+            name: (node.op_type, node.name)
+            for node in folded.graph.node
+            for name in node.input
+            if name in weights
         }
         chosen = list(islice(samples, count))
         if not chosen:
@@ -239,7 +243,7 @@ def sensitivity(
         TensorError(
             name,
             kind,
-            laboratory.operators.get(name, "input"),
+            *laboratory.operators.get(name, ("input", "")),
             round(_ratio_db(signal, error), 2),
             round(error / total, 4),
         )

@@ -81,7 +81,7 @@ class BuildOutcome:
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     """Everything that goes in, loaded and digested."""
 
     source: Source
@@ -106,7 +106,7 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
     with tempfile.TemporaryDirectory(prefix="edgeopt-build-") as name:
         scratch = Path(name)
         with progress.stage("load") as step:
-            loaded = _load(request, plan)
+            loaded = load_inputs(request, plan)
             step.detail = loaded.source.description
         bench = Workbench(cache, scratch, progress, {**tool_versions(), "code": code_digest()})
         made = make_artifacts(plan, loaded.source, loaded.calibration, request.recipe, bench)
@@ -133,7 +133,13 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
             return _finish(work, stage, progress)
 
 
-def _load(request: BuildRequest, plan: Plan) -> _Loaded:
+def load_inputs(request: BuildRequest, plan: Plan) -> Loaded:
+    """Load the model and its data, and refuse at once what would fail later.
+
+    Raises:
+        RecipeError: Something is not there or does not fit.
+        UnsupportedError: An extra is not installed.
+    """
     from edgeopt.evaluate.preprocess import Preprocess
     from edgeopt.evaluate.samples import load_samples
 
@@ -152,7 +158,7 @@ def _load(request: BuildRequest, plan: Plan) -> _Loaded:
     labels = source.labels
     if request.recipe.labels:
         labels = _read_labels(Path(request.recipe.labels))
-    return _Loaded(source, calibration, evaluation, labels)
+    return Loaded(source, calibration, evaluation, labels)
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:
@@ -163,7 +169,7 @@ def _read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _stage(
-    stage: Path, plan: Plan, made: Mapping[str, Made], loaded: _Loaded, request: BuildRequest
+    stage: Path, plan: Plan, made: Mapping[str, Made], loaded: Loaded, request: BuildRequest
 ) -> Manifest:
     """Lay out model files and golden samples, and describe every candidate, shipped or not."""
     recipe, source = request.recipe, loaded.source
@@ -269,7 +275,7 @@ def _read_coverage(plan: Plan, made: Mapping[str, Made], progress: Progress) -> 
 
 
 def _attribute(
-    plan: Plan, made: Mapping[str, Made], loaded: _Loaded, bench: Workbench
+    plan: Plan, made: Mapping[str, Made], loaded: Loaded, bench: Workbench
 ) -> dict[str, Attribution]:
     """Say where the error of each statically quantized ONNX file comes from."""
     samples = loaded.evaluation or loaded.calibration

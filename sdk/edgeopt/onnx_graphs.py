@@ -14,11 +14,21 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+OLDEST_OPSET = 13
+"""The first in which QuantizeLinear and DequantizeLinear take a scale per channel."""
+
+
 def fold(program: Any) -> Any:
-    """Let ONNX Runtime's basic optimizer fold batch normalization and constants, then infer shapes."""
+    """Let ONNX Runtime's basic optimizer fold batch normalization and constants, then infer shapes.
+
+    A model of an older opset is brought to `OLDEST_OPSET` first.
+    """
     import onnx
     import onnxruntime as ort
 
+    opsets = {entry.domain: entry.version for entry in program.opset_import}
+    if opsets.get("", OLDEST_OPSET) < OLDEST_OPSET:
+        program = onnx.version_converter.convert_version(program, OLDEST_OPSET)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         folded = Path(folder) / "folded.onnx"
         options = ort.SessionOptions()

@@ -68,8 +68,21 @@ def test_activations_are_what_the_architecture_multiplies_fast(
 
     found = host.detect(is_installed=lambda module: True)
 
-    assert scheme in found.schemes
+    assert {scheme, f"{scheme}-safe"} & set(found.schemes)
     assert found.architectures == ({"u8s8": "x86_64", "s8s8": "aarch64"}[scheme],)
+
+
+@pytest.mark.parametrize(("flags", "scheme"), [("avx2 avx512_vnni", "u8s8"), ("avx2 fma", "u8s8-safe")])
+def test_a_cpu_that_saturates_gets_weights_that_cannot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, scheme: str
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(f"model name : CPU\nflags : {flags}\n")
+
+    targets = host.detect(tmp_path, is_installed=lambda module: True).targets
+
+    assert {target.scheme for target in targets if target.runtime == "onnxruntime"} == {scheme, ""}
 
 
 def test_threads_are_one_and_all_cores_up_to_four(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from edgeopt.fake_quantize import FakeQuantized, Grid, read_quantized
 from edgeopt.onnx_graphs import fold, observer
 from edgeopt.passes import Order, Result
 from edgeopt.ranges import Range
+from edgeopt.simulate.saturation import check_saturation, narrow_ranges, weight_layers
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError, UnsupportedError
@@ -61,7 +62,8 @@ def apply(model: Model, order: Order) -> Result:
     quantized = _quantize(folded, scheme, ranges, order.exclude)
     onnx.checker.check_model(quantized)
     notes = (*_notes(folded, order.exclude), *_said(ranges, order), *alarms(ranges, outputs))
-    return Result(replace(model, program=quantized), notes)
+    result = replace(model, program=quantized)
+    return Result(result, (*notes, *_saturation(result, scheme)))
 
 
 def _quantize(folded: Any, scheme: Scheme, ranges: Mapping[str, Range], exclude: tuple[str, ...]) -> Any:
@@ -71,6 +73,7 @@ def _quantize(folded: Any, scheme: Scheme, ranges: Mapping[str, Range], exclude:
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.registry import QDQRegistry
 
+    overrides = _pair_safe(folded, exclude, QuantType.QInt8) if scheme.pair_safe else {}
     data = {name: TensorData(lowest=_f32(span.low), highest=_f32(span.high)) for name, span in ranges.items()}
     program = onnx.ModelProto()
     program.CopyFrom(folded)
@@ -87,6 +90,7 @@ def _quantize(folded: Any, scheme: Scheme, ranges: Mapping[str, Range], exclude:
         extra_options={
             "ActivationSymmetric": scheme.symmetric_activations,
             "WeightSymmetric": True,
+            "TensorQuantOverrides": overrides,
             # TensorRT wants both inputs of a residual addition and every Q and DQ of its own
             "DedicatedQDQPair": scheme.symmetric_activations,
         },
@@ -97,6 +101,36 @@ def _quantize(folded: Any, scheme: Scheme, ranges: Mapping[str, Range], exclude:
     _free_outputs(quantized)
     quantized.producer_name, quantized.producer_version = "edgeopt", ""
     return quantized
+
+
+def _pair_safe(folded: Any, exclude: tuple[str, ...], kind: Any) -> dict[str, list[dict[str, Any]]]:
+    """Widen a channel's scale only as far as its worst pair of weights needs, so that no x86 CPU overflows."""
+    left = set(_excluded(folded, exclude))
+    ranges = narrow_ranges(folded, [name for name in weight_layers(folded) if name not in left])
+    return {
+        weight: [
+            {
+                "axis": span.axis,
+                "quant_type": kind,
+                "symmetric": True,
+                "rmin": _f32(-largest),
+                "rmax": _f32(largest),
+            }
+            for largest in span.magnitudes
+        ]
+        for weight, span in ranges.items()
+    }
+
+
+def _saturation(model: Model, scheme: Scheme) -> tuple[str, ...]:
+    """Prove from the weights alone that no pair of products can overflow, or say that it could not be proven."""
+    if not scheme.pair_safe:
+        return ()
+    try:
+        found = check_saturation(model, [])
+    except (UnsupportedError, RecipeError) as error:
+        return (f"not proven safe on x86 without VNNI: {error}",)
+    return (found.sentence(),)
 
 
 def _judge(folded: Any, scheme: Scheme, order: Order) -> Judge:

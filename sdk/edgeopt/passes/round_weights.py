@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import fold, observer
 from edgeopt.passes import Order, Result
+from edgeopt.simulate.pairs import partners
+from edgeopt.simulate.safe_rounding import pinned, room, row_ranges
 from edgeopt_converters.model import Model
 from edgeopt_wire.errors import RecipeError
 
@@ -42,12 +44,20 @@ class Options:
 
     `samples`: 48 photos give up to 12,000 patches a layer, enough for the second moments. `positions` are the patches
     of one sample that enter the moments of one layer, evenly spread. `damping` is the share of the mean diagonal that
-    is added to it, as in GPTQ: it keeps channels that never fire from breaking the inverse.
+    is added to it, as in GPTQ: it keeps channels that never fire from breaking the inverse. `pair_safe` chooses
+    integers that no x86 CPU overflows (`edgeopt.simulate.pairs`); the quantizer must then use
+    `edgeopt.simulate.saturation.narrow_ranges`, so it is for ONNX only.
     """
 
     samples: int = 48
     positions: int = 256
     damping: float = 0.01
+    pair_safe: bool = False
+
+    @classmethod
+    def of(cls, given: object) -> Options:
+        """The options of an order, or the defaults."""
+        return given if isinstance(given, cls) else cls()
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.positions < 1 or self.damping <= 0:
@@ -94,7 +104,7 @@ def apply(model: Model, order: Order) -> Result:
     _gather(program, layers, order, options)
     for layer in layers:
         weight = onnx.numpy_helper.to_array(constants[layer.weight])
-        rounded, shift = _round(layer, weight, options.damping)
+        rounded, shift = _round(layer, weight, options.damping, options.pair_safe)
         constants[layer.weight].CopyFrom(onnx.numpy_helper.from_array(rounded, layer.weight))
         if layer.bias:
             bias = onnx.numpy_helper.to_array(constants[layer.bias])
@@ -224,19 +234,22 @@ def _spread(count: int, positions: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, positions)).astype(np.int64))
 
 
-def _round(layer: _Layer, weight: np.ndarray, damping: float) -> tuple[np.ndarray, np.ndarray]:
+def _round(
+    layer: _Layer, weight: np.ndarray, damping: float, is_pair_safe: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the rounded weight tensor and what the bias must gain, per output channel."""
     import numpy as np
 
     matrix = _as_rows(layer, weight)  # (groups, outputs, inputs)
-    largest = np.abs(matrix).max(2, keepdims=True)
+    partner = _partner(layer, weight.shape) if is_pair_safe else np.full(matrix.shape[2], -1)
+    largest = row_ranges(matrix, partner)
     scale = np.where(largest > 0, largest / GRID, 1.0)
     integers = np.zeros_like(matrix)
     if layer.groups == 1:
-        integers[0] = _solve(matrix[0] / scale[0], layer.moments[0], damping)
+        integers[0] = _solve(matrix[0] / scale[0], layer.moments[0], damping, partner)
     else:
         for group in range(layer.groups):
-            integers[group] = _solve(matrix[group] / scale[group], layer.moments[group], damping)
+            integers[group] = _solve(matrix[group] / scale[group], layer.moments[group], damping, partner)
     rounded = integers * scale
     mean = layer.means / max(layer.count, 1)
     shift = np.einsum("goi,gi->go", matrix - rounded, mean).reshape(-1)
@@ -261,7 +274,19 @@ def _from_rows(layer: _Layer, rows: np.ndarray, weight: np.ndarray) -> np.ndarra
     return np.ascontiguousarray(rows.reshape(weight.shape).astype(weight.dtype))
 
 
-def _solve(target: np.ndarray, moments: np.ndarray, damping: float) -> np.ndarray:
+def _partner(layer: _Layer, shape: tuple[int, ...]) -> np.ndarray:
+    """Which weight each one is multiplied with in a pair, on CPUs that add pairs in 16 bits."""
+    import numpy as np
+
+    if layer.node.op_type != "Conv":
+        return partners(layer.moments.shape[1], 1)
+    positions = int(np.prod(shape[2:]))
+    if shape[1] == 1 and shape[0] == layer.groups:
+        return np.full(positions, -1)  # depthwise: one by one
+    return partners(shape[1], positions)
+
+
+def _solve(target: np.ndarray, moments: np.ndarray, damping: float, partner: np.ndarray) -> np.ndarray:
     """Round `target` (outputs, inputs), in units of the grid, column by column with error feedback.
 
     The inverse of the damped second moments is taken once, as its upper Cholesky factor: row j then holds the weights
@@ -273,19 +298,19 @@ def _solve(target: np.ndarray, moments: np.ndarray, damping: float) -> np.ndarra
     order = np.argsort(
         -np.diag(moments), kind="stable"
     )  # the most active first: they find all others still free
-    back = np.argsort(order, kind="stable")
     damped = moments[np.ix_(order, order)].copy()
     diagonal = np.diag_indices(inputs)
     damped[diagonal] += damping * max(float(np.mean(damped[diagonal])), 1e-12)
     factor = np.linalg.cholesky(np.linalg.inv(damped)).T
     work = target[:, order].copy()
-    pinned = np.abs(work) >= np.abs(work).max(1, keepdims=True)
-    goal = work.copy()
-    result = np.zeros_like(work)
+    pins = pinned(target, partner)
+    result = np.nan_to_num(pins)
     for column in range(inputs):
-        rounded = np.clip(np.rint(work[:, column]), -GRID, GRID)
-        rounded = np.where(pinned[:, column], np.rint(goal[:, column]), rounded)
-        result[:, column] = rounded
+        at = order[column]
+        beside = result[:, partner[at]] if partner[at] >= 0 else np.zeros(len(work))
+        rounded = np.clip(np.rint(work[:, column]), *room(beside))
+        rounded = np.where(np.isnan(pins[:, at]), rounded, pins[:, at])
+        result[:, at] = rounded
         error = (work[:, column] - rounded) / factor[column, column]
         work[:, column + 1 :] -= np.outer(error, factor[column, column + 1 :])
-    return result[:, back]
+    return np.asarray(result)
