@@ -24,6 +24,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import fold, observer
+from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt_converters.model import Model
 from edgeopt_wire.errors import RecipeError
@@ -76,7 +77,7 @@ def apply(model: Model, order: Order) -> Result:
     """
     options = order.options if isinstance(order.options, Options) else Options()
     program = fold(model.program)
-    graph = _Graph(program, order.exclude)
+    graph = _Graph(program, select(program, order.exclude))
     groups = [group for group in graph.groups() if not group.blocked]
     peaks = _peaks(program, groups, order, options)
     count = 0
@@ -100,7 +101,7 @@ def walks(order: Order, available: int) -> int:
 class _Graph:
     """Who makes and who reads each tensor, and the weights that absorb factors."""
 
-    def __init__(self, program: Any, exclude: tuple[str, ...]) -> None:
+    def __init__(self, program: Any, exclude: frozenset[str]) -> None:
         graph = program.graph
         self._graph = graph
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -166,11 +167,7 @@ class _Graph:
                     group.is_free = False
 
     def _is_layer(self, node: Any) -> bool:
-        if (
-            node.op_type not in ("Conv", "Gemm")
-            or node.name in self._exclude
-            or node.op_type in self._exclude
-        ):
+        if node.op_type not in ("Conv", "Gemm") or node.name in self._exclude:
             return False
         constant = [name for name in node.input[1:] if name]
         if any(name not in self._constants or name in self._shared for name in constant):

@@ -20,6 +20,7 @@ from typing import Any
 from edgeopt.calibrate import Judge, Stream, alarms, find_ranges
 from edgeopt.fake_quantize import FakeQuantized, Grid, read_quantized
 from edgeopt.onnx_graphs import fold, observer
+from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt.ranges import Range
 from edgeopt.simulate.saturation import check_saturation, narrow_ranges, weight_layers
@@ -59,14 +60,17 @@ def apply(model: Model, order: Order) -> Result:
         symmetric=scheme.symmetric_activations,
         judge=_judge(folded, scheme, order),
     )
-    quantized = _quantize(folded, scheme, ranges, order.exclude)
+    quantized = with_ranges(folded, scheme, ranges, order.exclude)
     onnx.checker.check_model(quantized)
     notes = (*_notes(folded, order.exclude), *_said(ranges, order), *alarms(ranges, outputs))
     result = replace(model, program=quantized)
     return Result(result, (*notes, *_saturation(result, scheme)))
 
 
-def _quantize(folded: Any, scheme: Scheme, ranges: Mapping[str, Range], exclude: tuple[str, ...]) -> Any:
+def with_ranges(
+    folded: Any, scheme: Scheme, ranges: Mapping[str, Range], exclude: tuple[str, ...] = ()
+) -> Any:
+    """Quantize a folded float program with ranges that are known; what `exclude` selects stays in float."""
     import onnx
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
@@ -141,7 +145,7 @@ def _judge(folded: Any, scheme: Scheme, order: Order) -> Judge:
 
         first = {name: spans[0] for name, spans in candidates.items()}
         outputs = {output.name: Range(-1.0, 1.0) for output in folded.graph.output}
-        places = read_quantized(_quantize(folded, scheme, first | outputs, order.exclude)).grids
+        places = read_quantized(with_ranges(folded, scheme, first | outputs, order.exclude)).grids
         lab = FakeQuantized(folded, places)
         samples = list(islice(order.samples, JUDGED_SAMPLES))
         exact = [lab.run(sample) for sample in samples]
@@ -222,15 +226,7 @@ def _free_outputs(program: Any) -> None:
 
 
 def _excluded(program: Any, exclude: tuple[str, ...]) -> list[str]:
-    nodes = [node.name for node in program.graph.node if node.name in exclude or node.op_type in exclude]
-    known = {name for node in program.graph.node for name in (node.name, node.op_type)}
-    for name in exclude:
-        if name not in known:
-            raise RecipeError(
-                f"quantize.exclude: the model has no operator of name or type {name!r}; "
-                f"its types are {', '.join(sorted({node.op_type for node in program.graph.node}))}"
-            )
-    return nodes
+    return sorted(select(program, exclude))
 
 
 def _notes(program: Any, exclude: tuple[str, ...]) -> tuple[str, ...]:

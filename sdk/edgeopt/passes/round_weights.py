@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import fold, observer
+from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt.simulate.pairs import partners
 from edgeopt.simulate.safe_rounding import pinned, room, row_ranges
@@ -94,9 +95,10 @@ def apply(model: Model, order: Order) -> Result:
     options = order.options if isinstance(order.options, Options) else Options()
     layers: list[_Layer] = []
     left: list[str] = []
+    excluded = select(program, order.exclude)
     for node in program.graph.node:
         if node.op_type in ROUNDED and len(node.input) > 1 and node.input[1] in constants:
-            reason = _why_not(node, constants, uses, order.exclude)
+            reason = _why_not(node, constants, uses, excluded)
             if reason:
                 left.append(f"{node.name} ({reason})")
             else:
@@ -124,14 +126,14 @@ def walks(order: Order, available: int) -> int:
 
 
 def _why_not(
-    node: Any, constants: Mapping[str, Any], uses: Mapping[str, int], exclude: tuple[str, ...]
+    node: Any, constants: Mapping[str, Any], uses: Mapping[str, int], excluded: frozenset[str]
 ) -> str:
     """Why a layer is left to the quantizer's own rounding, or nothing."""
     import onnx
 
     tensor = constants[node.input[1]]
     attributes = _attributes(node)
-    if node.name in exclude or node.op_type in exclude:
+    if node.name in excluded:
         return "excluded by the recipe"
     if tensor.data_type != onnx.TensorProto.FLOAT:
         return "not float32"
