@@ -27,6 +27,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import fold, observer
+from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt_converters.model import Model
 from edgeopt_wire import seam
@@ -84,10 +85,11 @@ class _Layer:
 def apply(model: Model, order: Order) -> Result:
     """Correct the biases of every Conv and Gemm that has integer weights.
 
-    `order` is a `CorrectionOrder`; `order.exclude` names operators or types that keep their biases.
+    `order` is a `CorrectionOrder`; what `order.exclude` selects keeps its bias.
 
     Raises:
-        RecipeError: No calibration samples, no float model, or the model at hand is not quantized.
+        RecipeError: No calibration samples, no float model, the model at hand is not quantized, or
+            `order.exclude` selects nothing.
     """
     import onnx
 
@@ -164,9 +166,10 @@ class _Graph:
         for node in exact.graph.node:
             if node.op_type in LAYERS:
                 known.setdefault(node.input[1], []).append(node)
+        left = select(exact, exclude)
         found = []
         for node in self.program.graph.node:
-            if node.op_type not in LAYERS or node.name in exclude or node.op_type in exclude:
+            if node.op_type not in LAYERS or node.name in left:
                 continue
             if not (self._is_integer(node, 1) and self._can_shift(node)):
                 continue

@@ -27,6 +27,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import fold, observer
+from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt_converters.model import Model
 from edgeopt_wire.errors import RecipeError
@@ -90,12 +91,13 @@ class _Link:
 
 
 def apply(model: Model, order: Order) -> Result:
-    """Equalize the weights of neighbouring layers; `order.exclude` names operators that take part in nothing.
+    """Equalize the weights of neighbouring layers; what `order.exclude` selects takes part in nothing.
 
     Without samples every ReLU6 is left alone.
 
     Raises:
-        RecipeError: High biases are to be moved and there are no calibration samples.
+        RecipeError: High biases are to be moved and there are no calibration samples, or `order.exclude` selects
+            nothing.
     """
     import numpy as np
 
@@ -190,7 +192,7 @@ class _Graph:
         import onnx
 
         self._graph = program.graph
-        self._exclude = exclude
+        self._left = select(program, exclude)
         self._constants = {tensor.name: tensor for tensor in program.graph.initializer}
         self._uses = Counter(name for node in program.graph.node for name in node.input)
         self._reader = {name: node for node in program.graph.node for name in node.input}
@@ -232,7 +234,7 @@ class _Graph:
     def _is_layer(self, node: Any) -> bool:
         import onnx
 
-        if node.op_type not in _LAYERS or node.name in self._exclude or node.op_type in self._exclude:
+        if node.op_type not in _LAYERS or node.name in self._left:
             return False
         constant = [name for name in node.input[1:] if name]
         if any(name not in self._constants or self._uses[name] > 1 for name in constant):
