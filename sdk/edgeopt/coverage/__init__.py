@@ -6,7 +6,7 @@ Rules:
   runtime's optimizer left.
 - A module of this folder is called like its runtime and offers `read(file, *, reference, sample) -> Coverage`.
 - Conversions between floats and integers that stay cost time and compute nothing of the model: they are counted apart.
-  What only reshapes or transposes is not counted at all.
+  What only moves values (reshapes, slices, pads) is not counted at all.
 - A product of integers whose activations are quantized in every inference is one in integers, and is counted as dynamic
   too: it saves memory always, and time where quantizing costs less than multiplying (matrices yes, convolutions no).
 - What multiplies floats by integers that it unpacks first computes in floats.
@@ -118,9 +118,10 @@ class Coverage:
 
     def sentence(self) -> str:
         """Say it in one line."""
+        share = f"{100 * self.mac_share:.1f} %" if self.macs or not self.products else "an unknown share"
         text = (
             f"{self.integer_products} of {self.products} {PRODUCTS} run in integers "
-            f"({100 * self.mac_share:.1f} % of the multiply-accumulates), {self.conversions} conversions stay"
+            f"({share} of the multiply-accumulates), {self.conversions} conversions stay"
         )
         if self.dynamic:
             text += f", {self.dynamic} with ranges found at run time"

@@ -15,11 +15,14 @@ from typing import Any
 from edgeopt.coverage import _optimized
 from edgeopt.coverage._cuts import TARGET, Scope, cut
 from edgeopt.coverage._patient import Patient
-from edgeopt.coverage._repairs import LAST, REPAIRS, Said
+from edgeopt.coverage._repairs import LAST, LEFT_OUT, REPAIRS, Said
 from edgeopt_wire.errors import RuntimeFailure
 
 RADII = (4, 8, 16)
 """How far a cut reaches, in operators: what stops a fusion is mostly next door; 4 covers DQ, operator, activation, Q."""
+
+ABSORBED = ("Relu", "Clip")
+"""What an integer operator may take in, so that nothing is left of it."""
 
 _log = logging.getLogger(__name__)
 _Repair = Callable[[Patient], Said | None]
@@ -88,7 +91,10 @@ def is_integer(model: Any) -> bool | None:
         _log.debug("a cut cannot be tried: %s", error)
         return None
     found = [node for node in graph.node if TARGET in node.name]
-    return all(_takes_integers(graph, node) for node in found)
+    if found:
+        return all(_takes_integers(graph, node) for node in found)
+    target = next(node for node in model.graph.node if node.name == TARGET)
+    return target.op_type in ABSORBED  # anything else was merged with float operators under another name
 
 
 def _takes_integers(graph: Any, node: Any) -> bool:
@@ -106,16 +112,17 @@ def _takes_integers(graph: Any, node: Any) -> bool:
 
 def _search(model: Any, applicable: _Repairs) -> tuple[_Repairs, list[Said]] | None:
     """The smallest set of repairs that is found: one alone, else all that help with the needless taken away."""
-    needed: _Repairs = [repair for repair in applicable if repair not in LAST]
-    said = _cured(model, needed)
-    if not said:
-        needed = applicable
-        said = _cured(model, needed)
-    if not said:
-        return None
     for repair in applicable:
         if alone := _cured(model, (repair,)):
             return (repair,), alone
+    # one repair can make work for another (new weights want a new bias), so that all are asked here
+    needed: _Repairs = [repair for repair in REPAIRS if repair not in LAST]
+    said = _cured(model, needed)
+    if not said:
+        needed = REPAIRS
+        said = _cured(model, needed)
+    if not said:
+        return None
     for repair in reversed(tuple(needed)):
         fewer = [other for other in needed if other is not repair]
         if fewer and (less := _cured(model, fewer)):
@@ -131,6 +138,9 @@ def _cured(model: Any, repairs: Iterable[_Repair]) -> list[Said]:
 
 
 def _joined(said: Sequence[Said]) -> Said:
+    left_out = next((entry for entry in said if entry.key == LEFT_OUT), None)
+    if left_out is not None:  # that says it all: nothing around an operator that was left out is quantized
+        return left_out
     return Said(
         " and ".join(entry.key for entry in said),
         "; and ".join(entry.why for entry in said),

@@ -2,7 +2,8 @@
 """One operator and its neighbours, cut out of an ONNX model as a small model that can be changed and tried.
 
 Rules:
-- Constants, and what is computed from constants alone (a DequantizeLinear of weights), come along at no distance.
+- Constants, and what is computed from constants alone (a DequantizeLinear of weights), come along at no distance; large
+  ones of other operators become inputs, because copying them would take the time of everything else.
 - Where the cut goes through a tensor that an outside operator makes, it becomes an input; one that an outside operator
   reads becomes an output, because a tensor that is read elsewhere is what often stops a fusion.
 - Control flow is never cut out; the operators inside a branch are, with the outer tensors as inputs.
@@ -20,6 +21,8 @@ from edgeopt.coverage import _optimized
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 TARGET = "edgeopt-target"
+LARGE_BYTES = 4096
+"""Scales and biases are smaller, weights of neighbours larger."""
 
 
 @dataclass
@@ -84,9 +87,15 @@ def cut(scope: Scope, target: int, *, radius: int) -> Any:
     import onnx
 
     chosen = _ball(scope, target, radius)
+    own = _constants_of(scope, target)
     nodes = [scope.nodes[index] for index in sorted(chosen)]
     made = {name for node in nodes for name in node.output if name}
     read = dict.fromkeys(name for node in nodes for name in node.input if name)
+    kept = {
+        name
+        for name in read
+        if name in scope.constants and (name in own or scope.constants[name].ByteSize() <= LARGE_BYTES)
+    }
     shown = [
         name
         for node in nodes
@@ -97,9 +106,9 @@ def cut(scope: Scope, target: int, *, radius: int) -> Any:
     graph = onnx.helper.make_graph(
         nodes,
         "cut",
-        [_value(scope, name) for name in read if name not in made and name not in scope.constants],
+        [_value(scope, name) for name in read if name not in made and name not in kept],
         [onnx.helper.make_empty_tensor_value_info(name) for name in shown],
-        [scope.constants[name] for name in read if name in scope.constants],
+        [scope.constants[name] for name in read if name in kept],
     )
     model = onnx.ModelProto()
     model.ir_version = scope.program.ir_version
@@ -108,6 +117,17 @@ def cut(scope: Scope, target: int, *, radius: int) -> Any:
     model.graph.CopyFrom(graph)
     model.graph.node[sorted(chosen).index(target)].name = TARGET
     return model
+
+
+def _constants_of(scope: Scope, index: int) -> set[str]:
+    """The constants that an operator reads, also through a DequantizeLinear or whatever is made of constants alone."""
+    found: set[str] = set()
+    for name in scope.nodes[index].input:
+        if name in scope.constants:
+            found.add(name)
+        elif name in scope.writers and scope.is_constant(scope.writers[name]):
+            found |= _constants_of(scope, scope.writers[name])
+    return found
 
 
 def _ball(scope: Scope, start: int, radius: int) -> set[int]:
@@ -147,6 +167,9 @@ def _captured(node: Any) -> set[str]:
 def _value(scope: Scope, name: str) -> Any:
     import onnx
 
+    if name in scope.constants:
+        tensor = scope.constants[name]
+        return onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
     known = scope.types.get(name)
     if known is not None and known.type.tensor_type.elem_type:
         return known

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+BIASED = ("Conv", "ConvTranspose", "Gemm")
 _SCALE = 0.05
 
 
@@ -114,25 +115,43 @@ class Patient:
         output = next((entry.i for entry in node.attribute if entry.name == "output_dtype"), 0)
         return str(onnx.helper.tensor_dtype_to_np_dtype(output).name) if output else "uint8"
 
+    def is_per_channel(self, node: Any) -> bool:
+        """Whether a QuantizeLinear or DequantizeLinear has more than one scale."""
+        from math import prod
+
+        scale = self.constant(node.input[1])
+        return scale is not None and prod(scale.dims) > 1
+
+    def merge_channels(self, nodes: list[Any]) -> None:
+        """Give the integers of QuantizeLinear and DequantizeLinear nodes one scale, wherever they are read."""
+        import numpy as np
+
+        names = {node.output[0] if node.op_type == QUANTIZE else node.input[0] for node in nodes}
+        scale = self.add_constant(np.asarray(_SCALE, np.float32))
+        for node in self._around(names):
+            zero = np.zeros((), self.dtype(node))
+            node.input[1] = scale
+            self._set_zero(node, zero)
+
+    def _around(self, names: set[str]) -> list[Any]:
+        """The QuantizeLinear that make, and the DequantizeLinear that read, these tensors."""
+        return [
+            node
+            for node in self.graph.node
+            if (node.op_type == QUANTIZE and node.output[0] in names)
+            or (node.op_type == DEQUANTIZE and node.input[0] in names)
+        ]
+
     def change_activations(self, nodes: list[Any], dtype: str) -> None:
         """Let QuantizeLinear and DequantizeLinear nodes be of another type, and all others of the same integers."""
         import numpy as np
 
-        pending = list(nodes)
-        names: set[str] = set()
-        while pending:
-            node = pending.pop()
-            name = node.output[0] if node.op_type == QUANTIZE else node.input[0]
-            if name in names or self.is_constant(name):
-                continue
-            names.add(name)
+        names = {node.output[0] if node.op_type == QUANTIZE else node.input[0] for node in nodes}
+        names = {name for name in names if not self.is_constant(name)}
         limits = np.iinfo(dtype)
         zero = np.asarray(0 if limits.min < 0 else (limits.max + 1) // 2, dtype)
-        for node in self.graph.node:
-            if (node.op_type == QUANTIZE and node.output[0] in names) or (
-                node.op_type == DEQUANTIZE and node.input[0] in names
-            ):
-                self._set_zero(node, zero)
+        for node in self._around(names):
+            self._set_zero(node, zero)
         for value in self.graph.input:
             if value.name in names:
                 value.type.tensor_type.elem_type = _element(dtype)
@@ -160,6 +179,50 @@ class Patient:
             onnx.helper.make_node(DEQUANTIZE, [values, scale, zero], [name], f"{values}_dequantize")
         )
         self.node.input[1] = name
+
+    def set_bias(self) -> bool:
+        """Give the operator an int32 bias with the scale that it should have; none where its scales are not known.
+
+        False if it has such a bias.
+        """
+        import numpy as np
+        import onnx
+
+        scales = [
+            self.constant(node.input[1])
+            for node in (*self.data_dequantizers()[:1], self.weight_dequantizer())
+            if node
+        ]
+        name, kept = self.node.input[2], list(self.node.input[:2])
+        self.node.ClearField("input")
+        if len(scales) != 2 or None in scales:
+            self.node.input.extend(kept)
+            return True
+        first, second = (onnx.numpy_helper.to_array(scale) for scale in scales)
+        wanted = np.asarray(first * second, np.float32)
+        known = self.dequantizer(name)
+        found = self.constant(known.input[1]) if known is not None else None
+        if found is not None and self.dtype(known) == "int32":
+            scale = onnx.numpy_helper.to_array(found)
+            if scale.size == wanted.size and np.allclose(scale.ravel(), wanted.ravel(), rtol=1e-3):
+                self.node.input.extend([*kept, name])
+                return False
+        size = self._bias_size(name)
+        values = self.add_constant(np.zeros(size, np.int32))
+        inputs = [values, self.add_constant(wanted.ravel() if wanted.size > 1 else wanted.reshape(()))]
+        end = f"{values}_dq"
+        self.graph.node.append(
+            onnx.helper.make_node(DEQUANTIZE, inputs, [end], f"{values}_dequantize", axis=0)
+        )
+        self.node.input.extend([*kept, end])
+        return True
+
+    def _bias_size(self, name: str) -> int:
+        from math import prod
+
+        known = self.dequantizer(name)
+        tensor = self.constant(known.input[0] if known is not None else name)
+        return prod(tensor.dims) if tensor is not None else 1
 
 
 def _element(dtype: str) -> int:

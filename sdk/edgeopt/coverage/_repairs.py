@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgeopt.coverage._cuts import DEQUANTIZE, QUANTIZE
-from edgeopt.coverage._patient import Patient
+from edgeopt.coverage._patient import BIASED, Patient
 
-_BIASED = ("Conv", "ConvTranspose", "Gemm")
+LEFT_OUT = "left out"
 _NEWEST_OPSET = 21
 _EIGHT_BITS = ("int8", "uint8")
 
@@ -111,7 +111,7 @@ def _quantize_output(patient: Patient) -> Said | None:
     patient.add_pair(patient.node.output[0], name)
     if weights and patient.dequantizer(weights) is None:
         return Said(
-            "left out",
+            LEFT_OUT,
             f"its weights {weights!r} and its output {name!r} are floats: the quantizer left it out",
             "quantize it: is it excluded, or its type?",
         )
@@ -172,6 +172,19 @@ def _uses(patient: Patient, name: str) -> int:
     )
 
 
+def _activations_per_tensor(patient: Patient) -> Said | None:
+    nodes = [*patient.data_dequantizers(), *patient.quantizers()]
+    found = [node for node in nodes if patient.is_per_channel(node)]
+    if not found:
+        return None
+    patient.merge_channels(found)
+    return Said(
+        "activations per channel",
+        "its activations are quantized per channel, and the runtime fuses only one scale for an activation",
+        "quantize activations per tensor (weights stay per channel)",
+    )
+
+
 def _eight_bits(patient: Patient) -> Said | None:
     nodes = [*patient.data_dequantizers(), *patient.quantizers()]
     wide = [patient.dtype(node) for node in nodes if patient.dtype(node) not in _EIGHT_BITS]
@@ -229,19 +242,20 @@ def _weights_per_tensor(patient: Patient) -> Said | None:
     )
 
 
-def _without_bias(patient: Patient) -> Said | None:
+def _fitting_bias(patient: Patient) -> Said | None:
     node = patient.node
-    if node.op_type not in _BIASED or len(node.input) < 3:
+    if node.op_type not in BIASED or len(node.input) < 3:
         return None
-    dequantizer = patient.dequantizer(node.input[2])
-    name, kept = node.input[2], list(node.input[:2])
-    node.ClearField("input")
-    node.input.extend(kept)
+    name = node.input[2]
+    dequantizer = patient.dequantizer(name)
     what = "float" if dequantizer is None else patient.dtype(dequantizer)
+    if not patient.set_bias():
+        return None
     return Said(
-        "bias",
-        f"its bias {name!r} ({what}) does not fit: wanted is int32 with the scale of the input times that of the weights",
-        "quantize the bias so, or leave it in floats for the runtime to quantize",
+        f"{what} bias",
+        f"its bias {name!r} is {what}, and the runtime fuses it here only as int32 with the scale of the input times that of "
+        "the weights",
+        "quantize its bias so",
     )
 
 
@@ -279,13 +293,14 @@ def _standard_domain(patient: Patient) -> Said | None:
 
 REPAIRS: tuple[Callable[[Patient], Said | None], ...] = (
     _quantize_weights,
+    _activations_per_tensor,
     _one_type,
     _unsigned,
     _eight_bits,
     _signed_weights,
     _symmetric_weights,
     _weights_per_tensor,
-    _without_bias,
+    _fitting_bias,
     _plain_gemm,
     _standard_domain,
     _newer_opset,

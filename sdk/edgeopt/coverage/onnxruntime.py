@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 CONVERSIONS = frozenset({QUANTIZE, DEQUANTIZE, "DynamicQuantizeLinear"})
 MOVES = frozenset({
-    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Expand", "ReorderInput", "ReorderOutput",
+    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Expand", "ReorderInput", "ReorderOutput", "Slice",
+    "Split", "Gather", "GatherElements", "GatherND", "Pad", "Tile", "DepthToSpace", "SpaceToDepth", "ScatterND",
 })  # fmt: skip
 """They compute nothing, and follow the type of what they move."""
 
-_SUFFIX = re.compile(r"_token_\d+$|_nchwc$|_nhwc$")
+_SUFFIX = re.compile(r"_token_\d+$|_nchwc$|_nhwc$|/\w+Fusion/$")
 """What the layout optimizers put behind a name."""
 _NAMED_BY_TENSOR = "_nchwc"
 _EIGHT_BITS = ("int8", "uint8")
