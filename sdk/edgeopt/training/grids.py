@@ -46,11 +46,11 @@ def _round(values: torch.Tensor) -> torch.Tensor:
 
 
 class WeightGrid(nn.Module):  # type: ignore[misc]
-    """Symmetric integers -Q..Q per output channel, Q = 2^(bits-1) - 1."""
+    """Symmetric integers -Q..Q, Q = 2^(bits-1) - 1, per output channel, or with `axis` None per tensor."""
 
     start: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor, axis: int, bits: int) -> None:
+    def __init__(self, weight: torch.Tensor, axis: int | None, bits: int) -> None:
         super().__init__()
         self.largest = 2 ** (bits - 1) - 1
         self.others = tuple(other for other in range(weight.dim()) if other != axis)

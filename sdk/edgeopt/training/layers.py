@@ -117,9 +117,9 @@ class Layer(nn.Module):  # type: ignore[misc]
         self.grid: WeightGrid | None = None
         self.is_on = False
 
-    def prepare(self, bits: int) -> None:
+    def prepare(self, bits: int, *, per_channel: bool) -> None:
         """Fit the weights' grid; call it once, after `norm` is set."""
-        self.grid = WeightGrid(self._folded_weight(), self.form.axis, bits)
+        self.grid = WeightGrid(self._folded_weight(), self.form.axis if per_channel else None, bits)
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Compute the layer, normalized if it has a normalization."""

@@ -98,7 +98,16 @@ class Student:
         return [layer.norm for layer in self.layers.values() if layer.norm is not None]
 
 
-def build_student(graph: fx.GraphModule, *, bits: int, is_symmetric: bool, exclude: Sequence[str]) -> Student:
+@dataclass(frozen=True)
+class Grids:
+    """What the target's integers are: bits of weights, one step per channel or tensor, symmetric activations."""
+
+    bits: int = 8
+    per_channel: bool = True
+    is_symmetric: bool = False
+
+
+def build_student(graph: fx.GraphModule, grids: Grids, exclude: Sequence[str] = ()) -> Student:
     """Turn a flat float graph into a student, in place.
 
     Raises:
@@ -115,13 +124,13 @@ def build_student(graph: fx.GraphModule, *, bits: int, is_symmetric: bool, exclu
         if node.name in excluded or reason:
             left.extend([f"{node.name} ({reason})"] if node.name not in excluded else [])
         else:
-            _take_layer(student, node, bits)
+            _take_layer(student, node, grids)
     if not student.layers:
         raise RecipeError(
             "quantize_aware_training found no convolution or matrix product with weights of its own"
         )
     for node in [node for node in graph.graph.nodes if _needs_grid(node, student, excluded)]:
-        _put_grid(student, node, is_symmetric=is_symmetric)
+        _put_grid(student, node, is_symmetric=grids.is_symmetric)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.recompile()
@@ -181,7 +190,7 @@ def _why_not(graph: fx.GraphModule, node: fx.Node, position: int) -> str:
     return ""
 
 
-def _take_layer(student: Student, node: fx.Node, bits: int) -> None:
+def _take_layer(student: Student, node: fx.Node, grids: Grids) -> None:
     """Put a `Layer` where an operator stands, with the batch normalization behind it."""
     graph = student.graph
     form = FORMS[node.target]
@@ -192,7 +201,7 @@ def _take_layer(student: Student, node: fx.Node, bits: int) -> None:
     if len(users) == 1 and users[0].target is aten.batch_norm.default and users[0].args[0] is node:
         last = users[0]
         layer.norm = _normalization(graph, last)
-    layer.prepare(bits)
+    layer.prepare(grids.bits, per_channel=grids.per_channel)
     path = f"edgeopt_layer_{node.name}"
     graph.add_submodule(path, layer)
     with graph.graph.inserting_after(last):
