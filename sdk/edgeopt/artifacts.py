@@ -81,6 +81,8 @@ class Made:
     description: Description
     origin: Path | None = None
     """The float model that a quantized ONNX artifact came from, before its weights were rounded."""
+    base: Path | None = None
+    """The float model that it was made from by its pass, weights rounded where they are."""
 
     @property
     def size_bytes(self) -> int:
@@ -192,7 +194,7 @@ def attribute_artifact(
         "samples": samples.digest,
         "tensors": tensors,
     }
-    adapted = _Adapted(samples, source.model.inputs, made.description.inputs)
+    adapted = Adapted(samples, source.model.inputs, made.description.inputs)
     laboratory: Laboratory | None = None
     if tensors:
         laboratory = Laboratory.open(onnx.load(origin), made.model().program, adapted, TENSOR_SAMPLES)
@@ -248,7 +250,7 @@ def _rounded(
         return dict(floats)
     rounded = floats.get("onnx") or _lower("onnx", source.model, source.sha256, bench)
     rounded = replace(rounded, origin=rounded.file)
-    adapted = _Adapted(samples, source.model.inputs, rounded.description.inputs)
+    adapted = Adapted(samples, source.model.inputs, rounded.description.inputs)
     safe: Made | None = None
     for name in _preparation(plan, rounded, adapted, recipe=recipe, bench=bench):
         artifact = Artifact(f"onnx-{name}", "onnx", "fp32")
@@ -287,7 +289,7 @@ def _wants_pair_safe(plan: Plan) -> bool:
 
 
 def _preparation(
-    plan: Plan, base: Made, samples: _Adapted, *, recipe: Recipe, bench: Workbench
+    plan: Plan, base: Made, samples: Adapted, *, recipe: Recipe, bench: Workbench
 ) -> tuple[str, ...]:
     """The passes over the float model before it is quantized, by effort and by what its weights cost."""
     per_channel = all(artifact.scheme is None or artifact.scheme.per_channel for artifact in plan.artifacts)
@@ -315,7 +317,7 @@ def _lower(target: str, model: Model, digest: str, bench: Workbench, of: str = "
     folder = bench.stage(
         f"lower {of}to {target}",
         key,
-        lambda entry, _: _write(entry, conversion.convert(model, target), ()),
+        lambda entry, _: write_artifact(entry, conversion.convert(model, target), ()),
         describe=lambda entry: f"{(entry / MODEL_FILE).stat().st_size / 1e6:.2f} MB",
     )
     return _read(folder, artifact)
@@ -327,7 +329,7 @@ def _order(artifact: Artifact, base: Made, source: Source, samples: Samples | No
     return Order(
         scheme=artifact.scheme,
         calibration=recipe.thorough_calibration,
-        samples=_Adapted(samples, source.model.inputs, base.description.inputs),
+        samples=Adapted(samples, source.model.inputs, base.description.inputs),
         exclude=recipe.exclude,
         options=recipe.options(artifact.pass_name),
     )
@@ -358,20 +360,20 @@ def _optimize(
     def make(folder: Path, step: Step) -> None:
         working = replace(order, on_sample=step.advance, checkpoint=bench.partial(key))
         result = module.apply(base.model(), working)
-        _write(folder, result.model, result.notes)
+        write_artifact(folder, result.model, result.notes)
 
     def describe(folder: Path) -> str:
         return f"{base.size_bytes / 1e6:.2f} -> {(folder / MODEL_FILE).stat().st_size / 1e6:.2f} MB"
 
     total = module.walks(order, len(samples)) if is_calibrated and samples else None
     folder = bench.stage(f"{by} {artifact.id}", key, make, total=total, describe=describe)
-    made = replace(_read(folder, artifact), origin=base.origin)
+    made = replace(_read(folder, artifact), origin=base.origin, base=base.file)
     notes = (*base.description.notes, *made.description.notes)
     return replace(made, description=replace(made.description, notes=notes))
 
 
 @dataclass(frozen=True)
-class _Adapted:
+class Adapted:
     """Samples in the layout and types of an artifact's own inputs; can be walked again and again."""
 
     samples: Samples
@@ -388,7 +390,8 @@ class _Adapted:
             yield to_variant(self.signature, self.inputs, sample.inputs)
 
 
-def _write(folder: Path, model: Model, notes: tuple[str, ...]) -> None:
+def write_artifact(folder: Path, model: Model, notes: tuple[str, ...]) -> None:
+    """Write a model and what lies beside it into the folder of a stage."""
     program = (
         model.program
         if isinstance(model.program, bytes)

@@ -30,6 +30,7 @@ from edgeopt.budget import Budget
 from edgeopt.cache import Cache
 from edgeopt.coverage import Coverage
 from edgeopt.coverage import read as read_coverage
+from edgeopt.mixed import Mixed, Wanted, search_mixed, with_mixed
 from edgeopt.package import GOLDEN_INPUTS, SUFFIX, file_entries, report_path, write_manifest, write_package
 from edgeopt.plan import BASELINE, MIN_SQNR_DB, Candidate, Plan, make_plan
 from edgeopt.progress import Progress
@@ -110,6 +111,10 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
             step.detail = loaded.source.description
         bench = Workbench(cache, scratch, progress, {**tool_versions(), "code": code_digest()})
         made = make_artifacts(plan, loaded.source, loaded.calibration, request.recipe, bench)
+        mixed = _search(request, plan, made, loaded, bench)
+        if mixed is not None and mixed.made is not None:
+            plan = with_mixed(plan, mixed)
+            made = {**made, mixed.made.artifact.id: mixed.made}
         stage = scratch / "stage"
         manifest = _stage(stage, plan, made, loaded, request)
         manifest = replace(manifest, files=file_entries(stage, _files(stage)))
@@ -127,7 +132,7 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
         attributions = _attribute(plan, made, loaded, bench)
         measured = _measure(stage, manifest, plan, progress, quick=request.quick)
         work = Work(
-            request, plan, made, loaded.source, manifest, validation, measured, coverage, attributions
+            request, plan, made, loaded.source, manifest, validation, measured, coverage, attributions, mixed
         )
         with progress.stage("package and report"):
             return _finish(work, stage, progress)
@@ -258,6 +263,19 @@ def _measure(
             rounds=rounds,
             progress=lambda *_: step.advance(),
         )
+
+
+def _search(
+    request: BuildRequest, plan: Plan, made: Mapping[str, Made], loaded: Loaded, bench: Workbench
+) -> Mixed | None:
+    """Look for mixed precision where a drop is allowed and there is data to judge it on."""
+    if loaded.evaluation is None or loaded.calibration is None:
+        return None
+    question = Question(request.recipe.evaluate, request.budget.max_drop, request.budget.relative)
+    wanted = Wanted(
+        plan, made, loaded.source, loaded.calibration, loaded.evaluation, request.recipe, question
+    )
+    return search_mixed(wanted, bench)
 
 
 def _read_coverage(plan: Plan, made: Mapping[str, Made], progress: Progress) -> dict[str, Coverage]:

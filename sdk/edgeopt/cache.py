@@ -74,6 +74,12 @@ class Cache:
         digest = hashlib.sha256(canonical_bytes(key)).hexdigest()
         return (self.folder or scratch) / f".half-{digest}.npz"
 
+    def keep(self, name: str, scratch: Path) -> Path:
+        """A folder of long work that keeps its own state there; without a cache it is below `scratch`."""
+        folder = (self.folder or scratch) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def sweep(self, now: float | None = None) -> None:
         """Remove what killed builds left half-written."""
         if self.folder is None or not self.folder.is_dir():

@@ -25,6 +25,7 @@ from edgeopt_wire.measurement import Measurement
 
 if TYPE_CHECKING:
     from edgeopt.build import BuildRequest
+    from edgeopt.mixed import Mixed
     from edgeopt.progress import Progress
     from edgeopt.sources import Source
 
@@ -50,6 +51,7 @@ class Work:
     measured: Mapping[str, Measurement]
     coverage: Mapping[str, Coverage] = field(default_factory=dict)
     attributions: Mapping[str, Attribution] = field(default_factory=dict)
+    mixed: Mixed | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def build_report(work: Work, choices: Mapping[str, Choice], progress: Progress) 
         provenance=manifest.provenance,
         warnings=tuple(dict.fromkeys(warnings)),
         attributions=dict(work.attributions),
+        search=work.mixed.journal if work.mixed else None,
     )
 
 
@@ -298,6 +301,36 @@ def _computed(
     return counted, left
 
 
+def _explained(work: Work) -> list[document.Decision]:
+    """Where the error comes from, what the search chose, and what runs in integers."""
+    found: list[document.Decision] = []
+    for name, attribution in work.attributions.items():
+        found.append(
+            document.Decision(
+                name,
+                f"most of the error comes from {attribution.dominant}: {attribution.cure()}",
+                attribution.sentence(),
+            )
+        )
+    if work.mixed is not None and work.mixed.journal.best is not None:
+        found.append(_searched(work.mixed))
+    for name, coverage in work.coverage.items():
+        if work.plan.artifact(name).precision != "fp32":
+            found.append(document.Decision(name, "what runs in integers", coverage.sentence()))
+            found.extend(document.Decision(name, "slow", text) for text in problems(coverage))
+    return found
+
+
+def _searched(mixed: Mixed) -> document.Decision:
+    journal, best = mixed.journal, mixed.journal.best
+    if best is None or not best.floats:
+        return document.Decision("search", "int8 everywhere", "it keeps --max-drop as it is")
+    choice = f"{', '.join(mixed.floats)} in floats"
+    kept = "keeps" if best.kept else "comes nearest to"
+    reason = f"{kept} --max-drop at {best.relative_time:.2f} of the float file's time, found in {len(journal.points)} tries"
+    return document.Decision("search", choice, reason)
+
+
 def _decisions(work: Work, choices: Mapping[str, Choice]) -> tuple[document.Decision, ...]:
     plan = work.plan
     found = []
@@ -328,18 +361,7 @@ def _decisions(work: Work, choices: Mapping[str, Choice]) -> tuple[document.Deci
         verdict = found_of.verdict
         if verdict is not None and plan.artifact(name).precision != "fp32":
             found.append(document.Decision(name, f"--max-drop: {verdict.answer}", verdict.sentence()))
-    for name, attribution in work.attributions.items():
-        found.append(
-            document.Decision(
-                name,
-                f"most of the error comes from {attribution.dominant}: {attribution.cure()}",
-                attribution.sentence(),
-            )
-        )
-    for name, coverage in work.coverage.items():
-        if plan.artifact(name).precision != "fp32":
-            found.append(document.Decision(name, "what runs in integers", coverage.sentence()))
-            found.extend(document.Decision(name, "slow", text) for text in problems(coverage))
+    found.extend(_explained(work))
     for candidate in plan.candidates:
         choice = choices[candidate.id]
         found.append(

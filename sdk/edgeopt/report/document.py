@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeopt.attribute import Attribution
 from edgeopt.coverage import Coverage
+from edgeopt.search import Journal
 from edgeopt_wire.manifest import Provenance, Quality
 from edgeopt_wire.measurement import Measurement
 
@@ -112,6 +113,7 @@ class BuildReport:
     package_sha256: str = ""
     package_bytes: int = 0
     attributions: Mapping[str, Attribution] = field(default_factory=dict)
+    search: Journal | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def candidate(self, candidate_id: str) -> Candidate:
