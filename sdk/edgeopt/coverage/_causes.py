@@ -15,7 +15,7 @@ from typing import Any
 from edgeopt.coverage import _optimized
 from edgeopt.coverage._cuts import TARGET, Scope, cut
 from edgeopt.coverage._patient import Patient
-from edgeopt.coverage._repairs import LAST, LEFT_OUT, REPAIRS, Said
+from edgeopt.coverage._repairs import LAST, LEFT_OUT, MILD, REPAIRS, Said
 from edgeopt_wire.errors import RuntimeFailure
 
 RADII = (4, 8, 16)
@@ -112,7 +112,7 @@ def _takes_integers(graph: Any, node: Any) -> bool:
 
 def _search(model: Any, applicable: _Repairs) -> tuple[_Repairs, list[Said]] | None:
     """The smallest set of repairs that is found: one alone, else all that help with the needless taken away."""
-    for repair in applicable:
+    for repair in sorted(applicable, key=lambda repair: repair not in MILD):
         if alone := _cured(model, (repair,)):
             return (repair,), alone
     # one repair can make work for another (new weights want a new bias), so that all are asked here
@@ -127,7 +127,9 @@ def _search(model: Any, applicable: _Repairs) -> tuple[_Repairs, list[Said]] | N
         fewer = [other for other in needed if other is not repair]
         if fewer and (less := _cured(model, fewer)):
             needed, said = fewer, less
-    return needed, said
+    found = [repair for repair in needed if repair in applicable]  # the others mend what repairs broke
+    patient = Patient(model)
+    return needed, [entry for repair in found if (entry := repair(patient)) is not None] or said
 
 
 def _cured(model: Any, repairs: Iterable[_Repair]) -> list[Said]:

@@ -21,7 +21,7 @@ from edgeopt.coverage import _optimized
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 TARGET = "edgeopt-target"
-LARGE_BYTES = 4096
+LARGE_BYTES = 65536
 """Scales and biases are smaller, weights of neighbours larger."""
 
 

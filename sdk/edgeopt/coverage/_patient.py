@@ -123,15 +123,14 @@ class Patient:
         return scale is not None and prod(scale.dims) > 1
 
     def merge_channels(self, nodes: list[Any]) -> None:
-        """Give the integers of QuantizeLinear and DequantizeLinear nodes one scale, wherever they are read."""
+        """Give the integers of QuantizeLinear and DequantizeLinear nodes their largest scale, wherever they are read."""
         import numpy as np
 
         names = {node.output[0] if node.op_type == QUANTIZE else node.input[0] for node in nodes}
-        scale = self.add_constant(np.asarray(_SCALE, np.float32))
         for node in self._around(names):
-            zero = np.zeros((), self.dtype(node))
-            node.input[1] = scale
-            self._set_zero(node, zero)
+            zero = self._zero(node).reshape(-1)[0].astype(self.dtype(node))
+            node.input[1] = self.add_constant(np.asarray(self._scale(node).max(), np.float32))
+            self._set_zero(node, np.asarray(zero))
 
     def _around(self, names: set[str]) -> list[Any]:
         """The QuantizeLinear that make, and the DequantizeLinear that read, these tensors."""
@@ -143,18 +142,39 @@ class Patient:
         ]
 
     def change_activations(self, nodes: list[Any], dtype: str) -> None:
-        """Let QuantizeLinear and DequantizeLinear nodes be of another type, and all others of the same integers."""
+        """Let QuantizeLinear and DequantizeLinear nodes be of another type, and all others of the same integers.
+
+        Their ranges stay: what is absorbed by the rounding because of its ends still is.
+        """
         import numpy as np
 
         names = {node.output[0] if node.op_type == QUANTIZE else node.input[0] for node in nodes}
         names = {name for name in names if not self.is_constant(name)}
-        limits = np.iinfo(dtype)
-        zero = np.asarray(0 if limits.min < 0 else (limits.max + 1) // 2, dtype)
         for node in self._around(names):
-            self._set_zero(node, zero)
+            before, after = np.iinfo(self.dtype(node)), np.iinfo(dtype)
+            ratio = (before.max - before.min) / (after.max - after.min)
+            zero = after.min + np.round((self._zero(node) - before.min) / ratio)
+            if ratio != 1:
+                node.input[1] = self.add_constant((self._scale(node) * ratio).astype(np.float32))
+            self._set_zero(node, zero.astype(dtype))
         for value in self.graph.input:
             if value.name in names:
                 value.type.tensor_type.elem_type = _element(dtype)
+
+    def _zero(self, node: Any) -> np.ndarray:
+        """The zero point of a QuantizeLinear or DequantizeLinear; 0 where it has none or computes it."""
+        import numpy as np
+        import onnx
+
+        found = self.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        return np.asarray(onnx.numpy_helper.to_array(found) if found is not None else 0, np.int64)
+
+    def _scale(self, node: Any) -> np.ndarray:
+        import numpy as np
+        import onnx
+
+        found = self.constant(node.input[1])
+        return np.asarray(onnx.numpy_helper.to_array(found) if found is not None else _SCALE)
 
     def _set_zero(self, node: Any, zero: np.ndarray) -> None:
         inputs = list(node.input)[:2]
@@ -183,7 +203,7 @@ class Patient:
     def set_bias(self) -> bool:
         """Give the operator an int32 bias with the scale that it should have; none where its scales are not known.
 
-        False if it has such a bias.
+        False if it has such a bias, or an integer one whose scale cannot be judged.
         """
         import numpy as np
         import onnx
@@ -194,18 +214,17 @@ class Patient:
             if node
         ]
         name, kept = self.node.input[2], list(self.node.input[:2])
-        self.node.ClearField("input")
+        known = self.dequantizer(name)
         if len(scales) != 2 or None in scales:
-            self.node.input.extend(kept)
-            return True
+            if known is None:
+                del self.node.input[2]
+            return known is None
         first, second = (onnx.numpy_helper.to_array(scale) for scale in scales)
         wanted = np.asarray(first * second, np.float32)
-        known = self.dequantizer(name)
         found = self.constant(known.input[1]) if known is not None else None
         if found is not None and self.dtype(known) == "int32":
             scale = onnx.numpy_helper.to_array(found)
             if scale.size == wanted.size and np.allclose(scale.ravel(), wanted.ravel(), rtol=1e-3):
-                self.node.input.extend([*kept, name])
                 return False
         size = self._bias_size(name)
         values = self.add_constant(np.zeros(size, np.int32))
@@ -214,6 +233,7 @@ class Patient:
         self.graph.node.append(
             onnx.helper.make_node(DEQUANTIZE, inputs, [end], f"{values}_dequantize", axis=0)
         )
+        self.node.ClearField("input")
         self.node.input.extend([*kept, end])
         return True
 

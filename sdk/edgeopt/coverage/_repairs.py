@@ -294,21 +294,24 @@ def _standard_domain(patient: Patient) -> Said | None:
 REPAIRS: tuple[Callable[[Patient], Said | None], ...] = (
     _quantize_weights,
     _activations_per_tensor,
+    _eight_bits,
     _one_type,
     _unsigned,
-    _eight_bits,
     _signed_weights,
     _symmetric_weights,
     _weights_per_tensor,
-    _fitting_bias,
     _plain_gemm,
     _standard_domain,
     _newer_opset,
     _skip_activation,
     _quantize_output,
     _quantize_inputs,
+    _fitting_bias,
 )
-"""In the order in which they are tried alone: those that a quantizer decides before those that change the graph."""
+"""In the order in which they are applied together: a bias is judged when the scales before it are settled."""
+
+MILD = (_fitting_bias,)
+"""Tried alone before the others, because it changes least."""
 
 LAST = (_newer_opset,)
 """Tried together with others only if nothing else helps: another opset can make a correct cut a wrong one."""
