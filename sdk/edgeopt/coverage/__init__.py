@@ -54,7 +54,8 @@ class Left:
 class Step:
     """One operator as the runtime runs it; `left` says why where it does so in floats.
 
-    `macs` is None where no shape could be told. `is_outside` marks what the runtime's fast kernels did not take.
+    `macs` is None where no shape could be told. `is_outside` marks what the runtime's fast kernels did not take,
+    `is_wrong` what it is known to compute wrongly.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Step:
     is_product: bool
     left: Left | None = None
     is_outside: bool = False
+    is_wrong: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Coverage:
     `wide` those with 16-bit activations; both are among the integer ones. Multiply-accumulates are those of convolutions
     and matrix products; `uncounted` names products whose shapes could not be told. `left_out` lists operators in the
     order in which they run. `outside` names operators that the runtime's fast kernels did not take, whatever their
-    numbers.
+    numbers; `wrong` names those that it is known to compute otherwise than the file says.
     """
 
     runtime: str
@@ -92,6 +94,7 @@ class Coverage:
     wide: int = 0
     left_out: tuple[Left, ...] = ()
     left_out_products: tuple[Left, ...] = ()
+    wrong: tuple[str, ...] = ()
     outside: tuple[str, ...] = ()
     outside_products: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
@@ -176,6 +179,7 @@ def tally(runtime: str, version: str, steps: Sequence[Step], *, conversions: int
         wide=sum(step.arithmetic is Arithmetic.WIDE for step in steps),
         left_out=tuple(step.left for step in steps if step.left is not None),
         left_out_products=tuple(step.left for step in products if step.left is not None),
+        wrong=tuple(step.name for step in steps if step.is_wrong),
         outside=tuple(step.name for step in steps if step.is_outside),
         outside_products=tuple(step.name for step in products if step.is_outside),
         uncounted=tuple(step.name for step in products if step.macs is None),

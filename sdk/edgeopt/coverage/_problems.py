@@ -27,6 +27,7 @@ _DYNAMIC_CONVOLUTIONS = ("ConvInteger", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_3D
 def problems(found: Coverage) -> tuple[str, ...]:
     """Name every such pattern that a coverage shows; an empty tuple is a file that runs as well as it can."""
     return (
+        *_wrong(found),
         *_floats(found),
         *_conversions(found),
         *_dynamic(found),
@@ -34,6 +35,15 @@ def problems(found: Coverage) -> tuple[str, ...]:
         *_outside(found),
         *_uncounted(found),
     )
+
+
+def _wrong(found: Coverage) -> Iterator[str]:
+    if found.wrong:
+        yield (
+            f"{len(found.wrong)} of {found.products} {PRODUCTS} give wrong results in this runtime, first "
+            f"{_short(found.wrong[0])}: the scales of its weights lie along another axis than its outputs, and the runtime "
+            "takes them for those of its outputs; quantize weights along the outputs"
+        )
 
 
 def _floats(found: Coverage) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.coverage import Arithmetic, Coverage, Left, Step, _optimized, _products, tally
+from edgeopt.coverage._axes import has_scales_along_inputs
 from edgeopt.coverage._causes import Causes
 from edgeopt.coverage._cuts import DEQUANTIZE, QUANTIZE, Scope, scopes
 from edgeopt.coverage._repairs import Said
@@ -232,7 +233,8 @@ def _step(view: _View, node: Any, causes: Causes) -> Step | None:
         said = _why(view, node, origin, causes)
         left = Left(name, kind, macs or 0, said.why, said.remedy, said.key)
     shown = kind if arithmetic is Arithmetic.FLOAT else str(node.op_type)
-    return Step(name, shown, arithmetic, macs, is_product, left)
+    is_wrong = arithmetic is Arithmetic.INTEGER and origin is not None and has_scales_along_inputs(*origin)
+    return Step(name, shown, arithmetic, macs, is_product, left, is_wrong=is_wrong)
 
 
 def _arithmetic(view: _View, node: Any) -> Arithmetic | None:

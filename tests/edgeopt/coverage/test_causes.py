@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -212,7 +213,6 @@ CASES = (
     Case(activation_per_channel, "second", "activations per channel", "one scale"),
     Case(activation_not_absorbed, "first", "activation not absorbed", "the Relu 'act'"),
     Case(sixteen_bits, "second", "uint16 activations", "uint16"),
-    Case(weights_along_inputs, "second", "axis of the weights", "along axis 1"),
     Case(bias_of_another_scale, "second", "int32 bias", "'second_b_dq' is int32"),
     Case(swish, "r1", "float input", "'c1' comes from Conv 'first' in floats"),
     Case(no_kernel, "act", "no integer kernel", "no integer kernel for Elu"),
@@ -253,6 +253,24 @@ def test_an_old_opset_is_the_cause_where_it_is(tmp_path: Path) -> None:
         net.pair("p", 0.02, np.uint8(128), end="y")
         causes[opset] = {left.name: left.cause for left in net.read(tmp_path).left_out}
     assert causes == {11: {"pool": "old opset"}, 13: {}}
+
+
+def test_wrong_results_of_the_runtime_are_said(tmp_path: Path) -> None:
+    """Weights with scales along the inputs are fused as if they lay along the outputs: the file says something else."""
+    net = Net()
+    weights_along_inputs(net)
+    found = net.read(tmp_path)
+    assert found.wrong == ("second",)
+    assert "wrong results" in problems(found)[0]
+    x = np.random.default_rng(1).normal(size=(1, CHANNELS, 8, 8)).astype(np.float32)
+    plain = ort.SessionOptions()
+    plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    told, fused = (
+        ort.InferenceSession(tmp_path / "net.onnx", options).run(None, {"x": x})[0]
+        for options in (plain, None)
+    )
+    assert np.abs(told - fused).max() > 10 * net.tensors["c2_s"]
+    assert Net().read(tmp_path).wrong == ()
 
 
 def test_the_first_operator_in_floats_is_the_first_to_run(tmp_path: Path) -> None:
