@@ -31,6 +31,7 @@ class Facts:
     size_bytes: int
     quality: Quality | None = None
     drop: float | None = None
+    is_share: bool = True
     measurement: Measurement | None = None
     coverage: float | None = None
     on_device: bool = False
@@ -88,9 +89,10 @@ class Budget:
         limit = self.max_drop or 0.0
         if self.relative and facts.quality is not None and facts.quality.baseline_value is not None:
             limit *= abs(facts.quality.baseline_value)
-        if lost > limit + 1e-9:
-            is_share = facts.quality is None or facts.quality.metric in ("", "top1")
-            unit, factor = ("points", 100) if is_share else (facts.quality.metric if facts.quality else "", 1)
+        if not lost <= limit + 1e-9:  # what is no number keeps no limit
+            unit, factor = (
+                ("points", 100) if facts.is_share else (facts.quality.metric if facts.quality else "", 1)
+            )
             return [f"drops {factor * lost:.4g} {unit}, --max-drop allows {factor * limit:.4g}"]
         return []
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,30 @@ def call_factory(spec: str) -> Any:
     Raises:
         RecipeError: It cannot be imported, does not exist, or fails.
     """
-    if not is_factory(spec):
-        raise RecipeError(f"expected package.module:factory or file.py:factory, found {spec!r}")
-    place, _, name = spec.rpartition(":")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        offered = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-        raise RecipeError(f"{place} has no function {name!r}; it offers {offered or 'none'}")
+    factory = find_function(spec)
     try:
         return factory()
     except EdgeoptError:
         raise
     except Exception as error:
         raise RecipeError(f"{spec}() failed: {type(error).__name__}: {error}") from error
+
+
+def find_function(spec: str) -> Callable[..., Any]:
+    """Import what `spec` names and return the function, without calling it.
+
+    Raises:
+        RecipeError: It cannot be imported or does not exist.
+    """
+    if not is_factory(spec):
+        raise RecipeError(f"expected package.module:factory or file.py:factory, found {spec!r}")
+    place, _, name = spec.rpartition(":")
+    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    found: Callable[..., Any] | None = getattr(module, name, None)
+    if found is None or not callable(found):
+        offered = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
+        raise RecipeError(f"{place} has no function {name!r}; it offers {offered or 'none'}")
+    return found
 
 
 def _import_module(name: str) -> Any:

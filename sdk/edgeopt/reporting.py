@@ -160,6 +160,7 @@ def _facts(work: Work, candidate: Candidate) -> Facts:
         size_bytes=work.made[candidate.artifact].size_bytes,
         quality=work.manifest.variant(candidate.id).quality,
         drop=verdict.drop if verdict else None,
+        is_share=verdict.is_share if verdict else True,
         measurement=work.measured.get(candidate.id),
         coverage=coverage.mac_share if coverage else None,
         on_device=work.plan.device.id == "host",

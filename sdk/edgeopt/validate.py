@@ -26,7 +26,8 @@ from edgeopt_wire.tensor import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgeopt.evaluate.assess import Assessment, Evaluation
+    from edgeopt.evaluate.assess import Assessment
+    from edgeopt.evaluate.assess import Evaluation as Asked
     from edgeopt.evaluate.outputs import Outputs
     from edgeopt.evaluate.samples import Samples
 
@@ -58,7 +59,7 @@ class Validation:
 class Question:
     """What is asked of the outputs: the task, and the drop that is allowed (of the baseline's figure if `relative`)."""
 
-    evaluation: Evaluation
+    evaluation: Asked
     max_drop: float | None = None
     relative: bool = False
 
@@ -78,7 +79,7 @@ def validate(
     Raises:
         RuntimeFailure: A float artifact does not reproduce the baseline, or a runtime fails.
     """
-    from edgeopt.evaluate.assess import assess, refer
+    from edgeopt.evaluate.assess import Evaluation, assess, refer
     from edgeopt.evaluate.outputs import Outputs
     from edgeopt.evaluate.samples import random_samples
 
@@ -94,7 +95,11 @@ def validate(
         folder = _run(stage, plain, samples, golden, bench)
         _copy_golden(folder / GOLDEN_FOLDER, stage / plain.variants[0].golden)
         found[artifact.id] = Outputs.load(folder / OUTPUTS_FILE)
-    reference = refer(found[BASELINE], question.evaluation)
+    evaluation = question.evaluation
+    if warnings and evaluation.task:
+        warnings.append(f"no evaluation data: the task {evaluation.task!r} was not scored")
+        evaluation = Evaluation()
+    reference = refer(found[BASELINE], evaluation)
     assessments = {
         artifact.id: assess(
             reference,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every plug-in has what its folder's docstring promises. Plug-ins are found, never listed: a new file is tested too."""
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -27,6 +28,8 @@ PASSES = seam.names("edgeopt.passes")
 SOURCES = seam.names("edgeopt.sources")
 SUPPORT = seam.names("edgeopt_profiles.support")
 COMMANDS = seam.names("edgeopt.cli")
+TASKS = seam.names("edgeopt.evaluate.tasks")
+COVERAGE = seam.names("edgeopt.coverage")
 EXTRAS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
     "optional-dependencies"
 ]
@@ -46,6 +49,8 @@ def parameters(function: object) -> list[str]:
         ("edgeopt.sources", SOURCES),
         ("edgeopt_profiles.support", SUPPORT),
         ("edgeopt.cli", COMMANDS),
+        ("edgeopt.evaluate.tasks", TASKS),
+        ("edgeopt.coverage", COVERAGE),
     ],
 )
 def test_every_folder_has_plug_ins_with_a_docstring_and_refuses_unknown_names(
@@ -108,8 +113,27 @@ def test_a_pass_is_a_verb_with_an_object_and_says_what_it_takes(name: str) -> No
     assert module.FORMATS
     assert module.EXTRA in EXTRAS
     assert parameters(module.apply) == ["model", "order"]
+    options = getattr(module, "Options", None)
+    if options is not None:
+        assert dataclasses.is_dataclass(options)
+        options()  # every option has a default
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(options(), dataclasses.fields(options)[0].name, None)
     if hasattr(module, "walks"):
         assert parameters(module.walks) == ["order", "available"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_scores_outputs_with_options_of_its_own(name: str) -> None:
+    module = seam.load("edgeopt.evaluate.tasks", name)
+    assert dataclasses.is_dataclass(module.Options)
+    assert parameters(module.score) == ["outputs", "baseline", "options"]
+
+
+def test_every_runtime_that_a_host_builds_for_tells_what_it_made_of_a_file() -> None:
+    assert set(COVERAGE) <= set(RUNTIMES)
+    for name in COVERAGE:
+        assert next(iter(parameters(seam.load("edgeopt.coverage", name).read))) == "file"
 
 
 @pytest.mark.parametrize("name", SOURCES)

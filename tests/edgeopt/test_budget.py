@@ -73,7 +73,7 @@ def test_a_relative_drop_is_a_part_of_the_baselines_figure() -> None:
 def test_a_metric_that_falls_when_it_gets_better_is_judged_by_its_own_drop() -> None:
     """A word error rate of 0.12 instead of 0.10 is a loss of 0.02, which values alone do not tell."""
     quality = Quality(100, metric="wer", value=0.12, baseline_value=0.10)
-    assert Budget(max_drop=0.01).broken_by(Facts(1, quality, drop=0.02)) == [
+    assert Budget(max_drop=0.01).broken_by(Facts(1, quality, drop=0.02, is_share=False)) == [
         "drops 0.02 wer, --max-drop allows 0.01"
     ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgeopt.report import plots
 from edgeopt.report.document import BuildReport, Candidate
-from edgeopt.report.table import cells, number
+from edgeopt.report.table import cells, metric_of, number
 
 
 def write(report: BuildReport, path: Path) -> None:
@@ -40,6 +40,17 @@ def render(report: BuildReport) -> str:
         _plot("Latency", plots.latency_bars(report), _conditions_line(report)),
         _section("Candidates", _candidates(report)),
         _section("What fell back to floats", _floats(report)),
+        _section("What the samples tell", _table(("candidate", "figure", "what"), _figure_rows(report))),
+        _plot(
+            "Where the error comes from",
+            plots.error_bars(report),
+            " ".join(f"{name}: {found.sentence()}." for name, found in report.attributions.items()),
+        ),
+        _plot(
+            "The search",
+            plots.search_points(report),
+            "Every dot is a file that was built, run and timed; the dashed line is the drop that is allowed.",
+        ),
         _section("Decisions", _table(("subject", "choice", "why"), _decision_rows(report))),
         _plot("Stages", plots.stage_bars(report), ""),
         _section("Conditions", _conditions(report)),
@@ -105,7 +116,7 @@ def _candidates(report: BuildReport) -> str:
     heads = (
         "candidate",
         "MB",
-        "top-1",
+        metric_of(report),
         "agreement",
         "SQNR dB",
         "p50 ms",
@@ -128,7 +139,7 @@ def _candidates(report: BuildReport) -> str:
 def _floats(report: BuildReport) -> str:
     seen: dict[tuple[str, str], Candidate] = {}
     for candidate in report.candidates:
-        if candidate.precision == "int8":
+        if candidate.precision.startswith("int"):
             seen.setdefault((candidate.format, candidate.precision), candidate)
     if not seen:
         return "<p>No integer candidate was made.</p>"
@@ -140,6 +151,24 @@ def _floats(report: BuildReport) -> str:
             rows = [(op.type, op.name, op.reason) for op in candidate.float_operators]
             parts.append(_table(("operator", "name", "why"), rows))
     return "".join(parts)
+
+
+def _figure_rows(report: BuildReport) -> list[tuple[str, str, str]]:
+    seen: set[tuple[str, str, str]] = set()
+    rows = []
+    for candidate in report.candidates:
+        for figure in candidate.figures:
+            key = (candidate.format, candidate.precision, figure.name)
+            if candidate.precision != "fp32" and key not in seen:
+                seen.add(key)
+                bounds = (
+                    ""
+                    if figure.low is None or figure.high is None
+                    else f" [{figure.low:.4g}, {figure.high:.4g}]"
+                )
+                value = f"{figure.name} {figure.value:.4g}{bounds}, unmodified {figure.baseline:.4g}"
+                rows.append((f"{candidate.format} {candidate.precision}", value, figure.sentence))
+    return rows
 
 
 def _decision_rows(report: BuildReport) -> list[tuple[str, str, str]]:

@@ -18,7 +18,8 @@ from edgeopt_wire.errors import UnsupportedError
 
 INK = "#123456"
 """Stands for the page's text colour until the SVG is written."""
-PALETTE = {"int8": "#0f9d8a", "fp16": "#7a5cff", "fp32": "#e08a1e"}
+PALETTE = {"int8": "#0f9d8a", "int4": "#2f6fde", "fp16": "#7a5cff", "fp32": "#e08a1e"}
+OTHER = "#8aa0b5"
 
 
 def accuracy_latency_size(report: BuildReport) -> str:
@@ -35,7 +36,7 @@ def accuracy_latency_size(report: BuildReport) -> str:
             if value is None:
                 continue
             axes.scatter(
-                p50, value, s=60 + 900 * candidate.file_bytes / largest, color=PALETTE[candidate.precision],
+                p50, value, s=60 + 900 * candidate.file_bytes / largest, color=_colour(candidate),
                 alpha=0.75 if candidate.shipped else 0.3, linewidths=0,
             )  # fmt: skip
             axes.annotate(
@@ -66,7 +67,7 @@ def latency_bars(report: BuildReport) -> str:
         axes.barh(
             rows,
             [p50 for _, p50, _ in timed],
-            color=[PALETTE[c.precision] for c, *_ in timed],
+            color=[_colour(c) for c, *_ in timed],
             height=0.36,
             label="p50",
         )
@@ -89,6 +90,66 @@ def stage_bars(report: BuildReport) -> str:
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
         return finish()
+
+
+def search_points(report: BuildReport) -> str:
+    """Every try of the search: drop against time, the chosen one ringed, the allowed drop as a line."""
+    journal = report.search
+    if journal is None or len(journal.points) < 2:
+        return ""
+    best = journal.best
+    with _figure("search", (7.2, 3.2)) as (axes, finish):
+        for point in journal.points:
+            axes.scatter(
+                point.relative_time,
+                point.drop,
+                s=46,
+                linewidths=0,
+                color=PALETTE["int8"] if point.kept else OTHER,
+            )
+            axes.annotate(
+                str(len(point.floats)),
+                (point.relative_time, point.drop),
+                textcoords="offset points",
+                xytext=(6, 4),
+                fontsize=7,
+                color=INK,
+            )
+        if best is not None:
+            axes.scatter(
+                best.relative_time, best.drop, s=190, facecolors="none", edgecolors="#e08a1e", linewidths=1.8
+            )
+        axes.axhline(journal.allowed, color="#e08a1e", linewidth=0.9, linestyle="--")
+        axes.set_xlabel("p50 over the float file's (number: operators in floats)")
+        axes.set_ylabel("drop")
+        axes.margins(0.15)
+        return finish()
+
+
+def error_bars(report: BuildReport) -> str:
+    """Where the error of each attributed file comes from, in dB: a short bar is a large error."""
+    if not report.attributions:
+        return ""
+    rows = [
+        (f"{name}: {part}", value)
+        for name, found in report.attributions.items()
+        for part, value in (
+            ("weights", found.weights_db),
+            ("activations", found.activations_db),
+            ("of these clipping", found.clipping_db),
+            ("everything", found.whole_db),
+        )
+    ]
+    with _figure("attribution", (7.2, 0.7 + 0.3 * len(rows))) as (axes, finish):
+        axes.barh(range(len(rows)), [value for _, value in rows], color=PALETTE["int8"], height=0.55)
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel("SQNR of the outputs with only this quantized, dB")
+        return finish()
+
+
+def _colour(candidate: Candidate) -> str:
+    return PALETTE.get(candidate.precision.split("-")[0], OTHER)
 
 
 def _timed(candidate: Candidate) -> tuple[float, float]:

@@ -18,7 +18,17 @@ def print_table(console: Console, report: BuildReport) -> None:
     samples = next((c.quality.samples for c in report.candidates if c.quality), 0)
     title = f"{report.model} {report.version} for {report.device}: measured on {samples} samples"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1), header_style="underline")
-    for heading in ("candidate", "MB", "top-1", "agree", "SQNR", "p50 ms", "p90 ms", "x float", "ship"):
+    for heading in (
+        "candidate",
+        "MB",
+        metric_of(report),
+        "agree",
+        "SQNR",
+        "p50 ms",
+        "p90 ms",
+        "x float",
+        "ship",
+    ):
         table.add_column(heading, justify="left" if heading == "candidate" else "right", no_wrap=True)
     for candidate in report.candidates:
         mark = "yes" if candidate.shipped else ""
@@ -46,6 +56,12 @@ def cells(candidate: Candidate) -> list[str]:
         number(timing.p90_ns / 1e6 if timing else None, "{:.2f}"),
         number(candidate.times_faster, "{:.2f}"),
     ]
+
+
+def metric_of(report: BuildReport) -> str:
+    """What the column of the judged figure is called."""
+    name = next((c.quality.metric for c in report.candidates if c.quality and c.quality.metric), "top1")
+    return "top-1" if name == "top1" else name
 
 
 def number(value: float | None, form: str) -> str:

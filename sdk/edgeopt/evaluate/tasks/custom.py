@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from edgeopt.evaluate.scores import Score, Scores, mean_score
-from edgeopt.factory import _import_file, _import_module, is_factory
+from edgeopt.factory import find_function
 from edgeopt_wire.errors import EdgeoptError, RecipeError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def check(options: Options) -> None:
     Raises:
         RecipeError: It cannot be imported.
     """
-    _find(options.function)
+    find_function(options.function)
 
 
 def score(outputs: Outputs, baseline: Outputs, options: Options) -> Scores:
@@ -60,7 +59,7 @@ def score(outputs: Outputs, baseline: Outputs, options: Options) -> Scores:
     import numpy as np
 
     del baseline
-    function = _find(options.function)
+    function = find_function(options.function)
     every = np.arange(len(outputs))
     values = _call(function, options.function, outputs, every)
     name = options.name or options.function.rpartition(":")[2]
@@ -108,15 +107,3 @@ def _call(function: Callable[..., Any], spec: str, outputs: Outputs, chosen: np.
             f"({len(chosen)},); found {values.dtype} {values.shape}"
         )
     return values if values.dtype.kind == "b" else values.astype(np.float64)
-
-
-def _find(spec: str) -> Callable[..., Any]:
-    if not is_factory(spec):
-        raise RecipeError(f"expected package.module:function or file.py:function, found {spec!r}")
-    place, _, name = spec.rpartition(":")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    function = getattr(module, name, None)
-    if not callable(function):
-        offered = ", ".join(n for n, v in vars(module).items() if callable(v) and not n.startswith("_"))
-        raise RecipeError(f"{place} has no function {name!r}; it offers {offered or 'none'}")
-    return cast("Callable[..., Any]", function)
