@@ -23,11 +23,12 @@ where this runs at 2.5.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import fold
+from edgeopt.onnx_products import PRODUCTS, attributes, reads, unflatten
 from edgeopt.passes import Order, Result
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
@@ -40,7 +41,6 @@ FORMATS = ("onnx",)
 EXTRA = "onnx"
 
 GRID = 127
-PRODUCTS = ("MatMul", "Gemm")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def apply(model: Model, order: Order) -> Result:
 
     options = order.options if isinstance(order.options, Options) else Options()
     _check_scheme(order.scheme)
-    program = fold(model.program)
+    program = unflatten(fold(model.program))
     _check_exclude(program, order.exclude)
     graph = _Graph(program, options)
     left: list[str] = []
@@ -155,15 +155,15 @@ class _Graph:
         import onnx
 
         tensor = self._constants.get(node.input[1])
-        attributes = _attributes(node)
+        found = attributes(node)
         if tensor is None or node.input[0] in self._constants:
             return "not an activation by a constant"
         if tensor.data_type != onnx.TensorProto.FLOAT:
             return "not float32"
         if len(tensor.dims) != 2:
             return "its weight is no matrix"
-        is_plain = not attributes.get("transA", 0) and attributes.get("alpha", 1.0) == 1.0
-        return "" if is_plain and attributes.get("beta", 1.0) == 1.0 else "not a plain matrix product"
+        is_plain = not found.get("transA", 0) and found.get("alpha", 1.0) == 1.0
+        return "" if is_plain and found.get("beta", 1.0) == 1.0 else "not a plain matrix product"
 
     def _why_not_table(self, node: Any, exclude: tuple[str, ...]) -> str | None:
         import onnx
@@ -171,7 +171,7 @@ class _Graph:
         tensor = self._constants.get(node.input[0])
         if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) != 2:
             return None
-        is_table = _attributes(node).get("axis", 0) == 0 and tensor.dims[0] >= self._options.table_rows
+        is_table = attributes(node).get("axis", 0) == 0 and tensor.dims[0] >= self._options.table_rows
         if not self._options.tables or not is_table:
             return None
         return "excluded by the recipe" if node.name in exclude or "Gather" in exclude else ""
@@ -190,7 +190,7 @@ class _Graph:
             self._quantized[activation] = (names[0], names[1], names[2])
             yield helper.make_node("DynamicQuantizeLinear", [activation], names, f"{activation}_quantize")
         integers, step, zero = self._quantized[activation]
-        transposed = bool(_attributes(node).get("transB", 0))
+        transposed = bool(attributes(node).get("transB", 0))
         weight, weight_step, weight_zero = self._weight(node.input[1], transposed)
         out = node.output[0]
         has_bias = len(node.input) > 2 and bool(node.input[2])
@@ -251,7 +251,7 @@ class _Graph:
         kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(kept)
-        used = {name for node in kept for name in _reads(node)} | {output.name for output in graph.output}
+        used = {name for node in kept for name in reads(node)} | {output.name for output in graph.output}
         tensors = [tensor for tensor in self._constants.values() if tensor.name in used]
         copies = [type(tensor).FromString(tensor.SerializeToString()) for tensor in tensors]
         del graph.initializer[:]
@@ -287,19 +287,3 @@ def on_grid(weight: np.ndarray, *, axis: int, one: bool) -> tuple[np.ndarray, np
     scale = np.where(largest > 0, largest / GRID, 1.0)
     integers = np.clip(np.rint(wide / scale), -GRID, GRID).astype(np.int8)
     return integers, scale.astype(np.float32).reshape(-1)
-
-
-def _reads(node: Any) -> Iterator[str]:
-    """Every name that a node reads, its subgraphs' included."""
-    yield from node.input
-    for entry in node.attribute:
-        for graph in (entry.g, *entry.graphs):
-            for inner in graph.node:
-                yield from _reads(inner)
-            yield from (output.name for output in graph.output)
-
-
-def _attributes(node: Any) -> Mapping[str, Any]:
-    import onnx
-
-    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}

@@ -20,13 +20,13 @@ only products and their inputs, and weighs both sides' errors.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import fold, observer
+from edgeopt.onnx_products import PRODUCTS, attributes, unflatten
 from edgeopt.passes import Order, Result
 from edgeopt_converters.model import Model
 from edgeopt_wire.errors import RecipeError
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 FORMATS = ("onnx",)
 EXTRA = "onnx"
 
-PRODUCTS = ("MatMul", "Gemm")
 GRID = 127
 STEPS = 255
 """Weights have `GRID` steps on each side of zero, activations have `STEPS` from their smallest to their largest."""
@@ -80,7 +79,7 @@ class _Read:
     factors: dict[float, Any] = field(
         default_factory=dict
     )  # alpha -> (channels,); 0 stands for leaving it alone
-    errors: Counter[float] = field(default_factory=Counter)
+    errors: dict[float, float] = field(default_factory=lambda: defaultdict(float))
     power: float = 0.0
 
 
@@ -93,7 +92,7 @@ def apply(model: Model, order: Order) -> Result:
         RecipeError: There are no calibration samples.
     """
     options = order.options if isinstance(order.options, Options) else Options()
-    program = fold(model.program)
+    program = unflatten(fold(model.program))
     graph = _Graph(program)
     reads = graph.reads(order.exclude)
     _find_peaks(program, reads, order, options)
@@ -157,9 +156,9 @@ class _Graph:
     def _is_plain(self, node: Any) -> bool:
         """Whether the node is x W or x W^T with a float matrix of its own."""
         tensor = self._constants[node.input[1]]
-        attributes = _attributes(node)
+        found = attributes(node)
         is_matrix = tensor.data_type == 1 and len(tensor.dims) == 2 and node.input[0] not in self._constants
-        return is_matrix and self._is_own(node.input[1]) and not attributes.get("transA", 0)
+        return is_matrix and self._is_own(node.input[1]) and not found.get("transA", 0)
 
     def _is_own(self, name: str) -> bool:
         return name in self._constants and len(self._readers[name]) == 1
@@ -167,7 +166,7 @@ class _Graph:
     def weight(self, node: Any) -> np.ndarray:
         """Return the weight as (inputs, outputs)."""
         values = self._arrays(self._constants[node.input[1]])
-        matrix: np.ndarray = values.T if _attributes(node).get("transB", 0) else values
+        matrix: np.ndarray = values.T if attributes(node).get("transB", 0) else values
         return matrix
 
     def absorb(self, read: _Read, factors: np.ndarray, options: Options, decibels: float) -> str:
@@ -183,7 +182,7 @@ class _Graph:
             for name, axis in places:
                 self._scale(name, 1 / factors, axis)
         for node in read.products:
-            self._scale(node.input[1], factors, 1 if _attributes(node).get("transB", 0) else 0)
+            self._scale(node.input[1], factors, 1 if attributes(node).get("transB", 0) else 0)
         return "Mul inserted" if places is None else "folded"
 
     def _places(self, tensor: str, readers: list[Any], size: int) -> list[tuple[str, int]] | None:
@@ -202,7 +201,7 @@ class _Graph:
     def _places_of(self, writer: Any, constants: list[str], size: int) -> list[tuple[str, int]] | None:
         is_vector = {name: self._constants[name].dims[-1:] == [size] for name in constants}
         if writer.op_type == "LayerNormalization":
-            is_last = _attributes(writer).get("axis", -1) in (
+            is_last = attributes(writer).get("axis", -1) in (
                 -1,
                 len(self._shapes.get(writer.input[0], ())) - 1,
             )
@@ -212,7 +211,7 @@ class _Graph:
             and writer.input[1] in constants
             and len(constants) == len(writer.input) - 1
         ):
-            columns = 0 if _attributes(writer).get("transB", 0) else 1
+            columns = 0 if attributes(writer).get("transB", 0) else 1
             biases = [(name, -1) for name in constants[1:] if is_vector[name]]
             return [(constants[0], columns), *biases] if len(biases) == len(constants) - 1 else None
         if writer.op_type == "MatMul" and writer.input[1] in constants:
@@ -352,9 +351,3 @@ def _decibels(read: _Read) -> float:
     import math
 
     return 10 * math.log10(read.power / read.errors[0.0]) if read.power and read.errors[0.0] else math.inf
-
-
-def _attributes(node: Any) -> Mapping[str, Any]:
-    import onnx
-
-    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
