@@ -139,24 +139,6 @@ def test_the_defaults_of_the_runtimes_own_quantizer_are_seen_through(tmp_path: P
         assert "in every inference" in problems(found)[-1]
 
 
-def test_litert_integer_float_and_dynamic_are_told_apart(tmp_path: Path) -> None:
-    from ai_edge_quantizer import quantizer, recipe
-
-    from edgeopt_converters import path as conversion
-
-    model = conversion.convert(_net(), "litert")
-    float_file, dynamic_file = tmp_path / "float.tflite", tmp_path / "dynamic.tflite"
-    float_file.write_bytes(model.program)
-    maker = quantizer.Quantizer(bytearray(model.program))
-    maker.load_quantization_recipe(recipe.dynamic_wi8_afp32())
-    dynamic_file.write_bytes(bytes(maker.quantize().quantized_model))
-    plain, dynamic = read(float_file, "litert"), read(dynamic_file, "litert")
-    assert (plain.products, plain.integer_products, plain.dynamic, plain.macs) == (3, 0, 0, MACS)
-    assert dynamic.dynamic >= 1
-    assert (dynamic.integer_macs, dynamic.dynamic_macs) == (MACS, MACS)
-    assert "in every inference" in problems(dynamic)[-1]
-
-
 def test_damage_and_unknown_runtimes_are_said(tmp_path: Path) -> None:
     file = tmp_path / "model.onnx"
     file.write_bytes(b"no model")
