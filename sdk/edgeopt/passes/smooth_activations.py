@@ -41,6 +41,8 @@ GRID = 127
 STEPS = 255
 """Weights have `GRID` steps on each side of zero, activations have `STEPS` from their smallest to their largest."""
 
+_MOVED = ("folded", "Mul inserted")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -55,7 +57,7 @@ class Options:
     peak_samples: int = 64
     judged_samples: int = 8
     rows: int = 64
-    gain: float = 0.9
+    gain: float = 0.7
     insert: bool = True
     enough_db: float = 45.0
 
@@ -106,8 +108,10 @@ def apply(model: Model, order: Order) -> Result:
         where = (
             graph.absorb(read, read.factors[alpha], options, _decibels(read)) if alpha else "nothing gained"
         )
-        said = f"{read.tensor} ({where}{f', alpha {alpha:g}' if alpha else ''})"
-        (done if where in ("folded", "Mul inserted") else left).append(said)
+        if where in _MOVED:
+            done.append(f"{read.tensor} ({where}, alpha {alpha:g})")
+        else:
+            left.append(f"{read.tensor} ({where})")
     graph.finish()
     notes = [f"activations smoothed: {len(done)} of {len(reads)}" + (f": {', '.join(done)}" if done else "")]
     if left:
@@ -183,7 +187,7 @@ class _Graph:
                 self._scale(name, 1 / factors, axis)
         for node in read.products:
             self._scale(node.input[1], factors, 1 if attributes(node).get("transB", 0) else 0)
-        return "Mul inserted" if places is None else "folded"
+        return _MOVED[places is None]
 
     def _places(self, tensor: str, readers: list[Any], size: int) -> list[tuple[str, int]] | None:
         """Return the constants (with their axis) that divide `tensor` if they are divided, or None."""
