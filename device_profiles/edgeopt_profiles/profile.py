@@ -18,7 +18,7 @@ from edgeopt_wire.errors import RecipeError
 
 HOST = "host"
 FORMATS = ("onnx", "litert")
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights")
 
 
 @dataclass(frozen=True)

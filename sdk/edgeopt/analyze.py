@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgeopt.artifacts import attribute_artifact, code_digest, make_artifacts, tool_versions
+from edgeopt.artifacts import attribute_artifact, code_digest, tool_versions
 from edgeopt.attribute import Attribution
 from edgeopt.build import BuildRequest, load_inputs
 from edgeopt.cache import Cache
+from edgeopt.compress import make_artifacts
 from edgeopt.coverage import Coverage, problems
 from edgeopt.coverage import read as read_coverage
 from edgeopt.plan import Artifact, Plan, make_plan

@@ -18,17 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.passes import Order
-from edgeopt.passes.round_weights import Options as RoundOptions
-from edgeopt.plan import Artifact, Plan
+from edgeopt.plan import Artifact
 from edgeopt.progress import Step
-from edgeopt.recipe import Recipe
 from edgeopt.sources import Source, file_digest
 from edgeopt.workbench import Workbench
 from edgeopt_converters import path as conversion
 from edgeopt_converters.model import Model
 from edgeopt_wire import __version__, seam
 from edgeopt_wire.document import from_bytes, to_bytes, to_json
-from edgeopt_wire.errors import RecipeError, UnsupportedError
 from edgeopt_wire.tensor import TensorSpec
 
 if TYPE_CHECKING:
@@ -125,56 +122,6 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def check_extras(plan: Plan, source: Source) -> None:
-    """Refuse at once what would fail after minutes: a format whose libraries are not installed.
-
-    Raises:
-        UnsupportedError: An extra is missing; the message says which to install.
-    """
-    needed = {
-        "onnx": ("onnx", "onnxruntime"),
-        "litert": ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
-    }
-    for name in plan.formats:
-        missing = [module for module in needed[name] if importlib.util.find_spec(module) is None]
-        if missing:
-            why = " (a LiteRT model is made by way of PyTorch)" if name == "litert" else ""
-            raise UnsupportedError(
-                f"{plan.device.id} takes {name} models{why} and {', '.join(missing)} is not installed: "
-                f"pip install 'edgeopt[{name}]'"
-            )
-    if source.model.format == "torch" and importlib.util.find_spec("onnxscript") is None:
-        raise UnsupportedError("a PyTorch model needs onnxscript: pip install 'edgeopt[torch]'")
-
-
-def make_artifacts(
-    plan: Plan, source: Source, samples: Samples | None, recipe: Recipe, bench: Workbench
-) -> dict[str, Made]:
-    """Make every artifact of the plan: id -> made.
-
-    Raises:
-        RecipeError: An int8 artifact is planned and there are no calibration samples.
-        UnsupportedError: An operator of the model does not exist in a format.
-    """
-    for artifact in plan.artifacts:
-        if artifact.precision == "int8" and samples is None:
-            raise RecipeError(
-                f"{artifact.id} needs calibration data: give --calibration DATA (a folder of images, an .npz file or "
-                "module:factory), or ask for other precisions in the recipe"
-            )
-    floats = {name: _lower(name, source.model, source.sha256, bench) for name in plan.formats}
-    bases = _rounded(plan, source, floats, samples=samples, recipe=recipe, bench=bench)
-    made: dict[str, Made] = {}
-    for artifact in plan.artifacts:
-        base = bases[artifact.format] if artifact.precision == "int8" else floats[artifact.format]
-        if artifact.pass_name:
-            order = _order(artifact, base, source, samples, recipe)
-            made[artifact.id] = _optimize(artifact, base, order, samples, bench)
-        else:
-            made[artifact.id] = Made(artifact, base.file, base.description)
-    return made
-
-
 def attribute_artifact(
     made: Made, samples: Samples, source: Source, bench: Workbench, *, tensors: bool = False
 ) -> Attribution:
@@ -231,80 +178,12 @@ def _runtime_outputs(made: Made, samples: Sequence[Mapping[str, np.ndarray]]) ->
     )
 
 
-def _rounded(
-    plan: Plan,
-    source: Source,
-    floats: Mapping[str, Made],
-    *,
-    samples: Samples | None,
-    recipe: Recipe,
-    bench: Workbench,
-) -> dict[str, Made]:
-    """The float models that int8 artifacts start from: weights on the int8 grid, decided once for every format.
+def lower(target: str, model: Model, digest: str, bench: Workbench, of: str = "") -> Made:
+    """Convert a model to the format `target`, as a cached stage; `digest` stands for its content.
 
-    The rounded ONNX model enters the other formats through the hub. Where an operator of it cannot, that format keeps
-    weights rounded to nearest, and a note says so.
+    Raises:
+        UnsupportedError: An operator of the model does not exist in that format.
     """
-    has_int8 = any(artifact.precision == "int8" for artifact in plan.artifacts)
-    if not has_int8 or samples is None:
-        return dict(floats)
-    rounded = floats.get("onnx") or _lower("onnx", source.model, source.sha256, bench)
-    rounded = replace(rounded, origin=rounded.file)
-    adapted = Adapted(samples, source.model.inputs, rounded.description.inputs)
-    safe: Made | None = None
-    for name in _preparation(plan, rounded, adapted, recipe=recipe, bench=bench):
-        artifact = Artifact(f"onnx-{name}", "onnx", "fp32")
-        order = Order(samples=adapted, exclude=recipe.exclude, options=recipe.options(name))
-        before = rounded
-        if name != "round_weights":
-            rounded = _optimize(artifact, before, order, samples, bench, by=name)
-            rounded = replace(rounded, origin=rounded.file)
-            continue
-        if _wants_pair_safe(plan):
-            careful = replace(order, options=replace(RoundOptions.of(order.options), pair_safe=True))
-            safe = _optimize(artifact, before, careful, samples, bench, by=name)
-        if safe is None or plan.formats != ("onnx",):
-            rounded = _optimize(artifact, before, order, samples, bench, by=name)
-    if rounded.artifact.id == "onnx-fp32" and safe is None:
-        return {**floats, "onnx": rounded}
-    found = dict(floats)
-    found["onnx"] = safe or rounded
-    for name in plan.formats:
-        if name != "onnx":
-            try:
-                found[name] = _lower(name, rounded.model(), file_digest(rounded.file), bench, of="rounded ")
-            except UnsupportedError as error:
-                note = f"weights rounded to nearest, because the rounded model cannot be lowered to {name}: {error}"
-                described = replace(floats[name].description, notes=(*floats[name].description.notes, note))
-                found[name] = replace(floats[name], description=described)
-    return found
-
-
-def _wants_pair_safe(plan: Plan) -> bool:
-    """Whether some ONNX artifact must run without overflow on every x86; other formats keep their plain grid."""
-    return any(
-        artifact.format == "onnx" and artifact.scheme is not None and artifact.scheme.pair_safe
-        for artifact in plan.artifacts
-    )
-
-
-def _preparation(
-    plan: Plan, base: Made, samples: Adapted, *, recipe: Recipe, bench: Workbench
-) -> tuple[str, ...]:
-    """The passes over the float model before it is quantized, by effort and by what its weights cost."""
-    per_channel = all(artifact.scheme is None or artifact.scheme.per_channel for artifact in plan.artifacts)
-    chosen = ("equalize_activations",) if recipe.effort == "extensive" else ()
-    if recipe.effort == "quick" or recipe.rounding == "nearest" or not per_channel:
-        return chosen
-    from edgeopt.attribute import ENOUGH_DB, weights_alone_db
-
-    with bench.progress.stage("weigh the weights' own error") as step:
-        alone = weights_alone_db(base.model().program, samples)
-        step.detail = f"{alone:.1f} dB by nearest rounding"
-    return chosen if alone >= ENOUGH_DB else (*chosen, "round_weights")
-
-
-def _lower(target: str, model: Model, digest: str, bench: Workbench, of: str = "") -> Made:
     key = {
         "stage": "lower",
         "source": digest,
@@ -323,19 +202,7 @@ def _lower(target: str, model: Model, digest: str, bench: Workbench, of: str = "
     return _read(folder, artifact)
 
 
-def _order(artifact: Artifact, base: Made, source: Source, samples: Samples | None, recipe: Recipe) -> Order:
-    if artifact.precision != "int8" or samples is None:
-        return Order(exclude=recipe.exclude, options=recipe.options(artifact.pass_name))
-    return Order(
-        scheme=artifact.scheme,
-        calibration=recipe.thorough_calibration,
-        samples=Adapted(samples, source.model.inputs, base.description.inputs),
-        exclude=recipe.exclude,
-        options=recipe.options(artifact.pass_name),
-    )
-
-
-def _optimize(
+def optimize(
     artifact: Artifact,
     base: Made,
     order: Order,
@@ -344,6 +211,7 @@ def _optimize(
     *,
     by: str = "",
 ) -> Made:
+    """Run a pass over `base`, as a cached stage that knows everything its result depends on."""
     by = by or artifact.pass_name
     module = seam.load("edgeopt.passes", by)
     is_calibrated = bool(order.samples)

@@ -20,25 +20,26 @@ from typing import TYPE_CHECKING
 from edgeopt.artifacts import (
     Made,
     attribute_artifact,
-    check_extras,
     code_digest,
-    make_artifacts,
+    lower,
     tool_versions,
 )
 from edgeopt.attribute import Attribution
 from edgeopt.budget import Budget
 from edgeopt.cache import Cache
+from edgeopt.compress import check_extras, make_artifacts
 from edgeopt.coverage import Coverage
 from edgeopt.coverage import read as read_coverage
 from edgeopt.mixed import Mixed, Wanted, search_mixed, with_mixed
 from edgeopt.package import GOLDEN_INPUTS, SUFFIX, file_entries, report_path, write_manifest, write_package
-from edgeopt.plan import BASELINE, MIN_SQNR_DB, Candidate, Plan, make_plan
+from edgeopt.plan import BASELINE, MIN_SQNR_DB, Candidate, Plan, make_plan, suits_dynamic
 from edgeopt.progress import Progress
 from edgeopt.recipe import Recipe
 from edgeopt.reporting import Work, build_report, choose, repeatable
 from edgeopt.sources import Source, load_source
 from edgeopt.validate import RUNTIME_OF, Question, Validation, validate
 from edgeopt.workbench import Workbench
+from edgeopt_converters import graph
 from edgeopt_profiles.profile import load_profile
 from edgeopt_wire.document import canonical_bytes, to_bytes, to_json
 from edgeopt_wire.errors import EdgeoptError, RecipeError
@@ -110,6 +111,7 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
             loaded = load_inputs(request, plan)
             step.detail = loaded.source.description
         bench = Workbench(cache, scratch, progress, {**tool_versions(), "code": code_digest()})
+        plan = _suited(request, plan, loaded, bench)
         made = make_artifacts(plan, loaded.source, loaded.calibration, request.recipe, bench)
         mixed = _search(request, plan, made, loaded, bench)
         if mixed is not None and mixed.made is not None:
@@ -136,6 +138,20 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
         )
         with progress.stage("package and report"):
             return _finish(work, stage, progress)
+
+
+def _suited(request: BuildRequest, plan: Plan, loaded: Loaded, bench: Workbench) -> Plan:
+    """Add run-time ranges where nearly all of the model's work is in matrix products and the recipe names nothing."""
+    if request.recipe.precisions or all(artifact.precision != "int8" for artifact in plan.artifacts):
+        return plan
+    base = lower("onnx", loaded.source.model, loaded.source.sha256, bench)
+    offered = {target.precision for target in plan.device.targets} - {"fp32"}
+    if not suits_dynamic(graph.of(base.model()).operators) or "onnx" not in plan.formats:
+        return plan
+    try:
+        return make_plan(plan.device, replace(request.recipe, precisions=(*sorted(offered), "int8-dynamic")))
+    except RecipeError:  # this device runs no ONNX on its CPU
+        return plan
 
 
 def load_inputs(request: BuildRequest, plan: Plan) -> Loaded:

@@ -9,7 +9,7 @@ Rules:
 ```toml
 name = "efficientnet-lite0"           # of the package; default: the source's name
 version = "1"                         # default: 12 digits of a digest of everything that went in
-precisions = ["int8", "fp16"]         # default: what the device's profile lists
+precisions = ["int8", "fp16"]         # default: what the device's profile lists, and what suits the model
 effort = "default"                    # or "quick", "extensive"
 labels = "labels.txt"                 # one class a line, put into the package
 
@@ -64,7 +64,7 @@ EFFORTS = ("quick", "default", "extensive")
 """quick: nearest rounding. default: rounding by second moments. extensive: channels equalized and every range judged by
 the output's error as well, and a search where the budget is not met."""
 
-PRECISIONS = ("int8", "fp16", "fp32")
+PRECISIONS = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "fp16", "fp32")
 ROUNDINGS = ("gptq", "nearest")
 QUANTIZE_KEYS = {"exclude", "rounding"}
 """What the file keeps in its own table."""

@@ -22,9 +22,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from edgeopt.artifacts import make_artifacts, tool_versions
+from edgeopt.artifacts import tool_versions
 from edgeopt.cache import Cache
 from edgeopt.calibrate import Calibration
+from edgeopt.compress import make_artifacts
 from edgeopt.demo.model import PREPROCESS, efficientnet_lite0
 from edgeopt.demo.photos import prepare
 from edgeopt.evaluate.metrics import SQNR_CEILING_DB
