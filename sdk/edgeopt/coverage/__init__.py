@@ -76,7 +76,7 @@ class Coverage:
     `wide` those with 16-bit activations; both are among the integer ones. Multiply-accumulates are those of convolutions
     and matrix products; `uncounted` names products whose shapes could not be told. `left_out` lists operators in the
     order in which they run. `outside` names operators that the runtime's fast kernels did not take, whatever their
-    numbers; `wrong` names those that it is known to compute otherwise than the file says.
+    numbers; `failure` is what the runtime said where the run that shows shapes failed; `wrong` names those that it is known to compute otherwise than the file says.
     """
 
     runtime: str
@@ -98,6 +98,7 @@ class Coverage:
     outside: tuple[str, ...] = ()
     outside_products: tuple[str, ...] = ()
     uncounted: tuple[str, ...] = ()
+    failure: str = ""
 
     @property
     def float_operators(self) -> int:
@@ -159,7 +160,9 @@ def read(
     return cast("_Reader", seam.load(__name__, runtime)).read(file, reference=reference, sample=sample)
 
 
-def tally(runtime: str, version: str, steps: Sequence[Step], *, conversions: int) -> Coverage:
+def tally(
+    runtime: str, version: str, steps: Sequence[Step], *, conversions: int, failure: str = ""
+) -> Coverage:
     """Count what a runtime's operators compute with; `steps` are in the order in which they run."""
     products = [step for step in steps if step.is_product]
     dynamic = [step for step in steps if step.arithmetic is Arithmetic.DYNAMIC]
@@ -183,6 +186,7 @@ def tally(runtime: str, version: str, steps: Sequence[Step], *, conversions: int
         outside=tuple(step.name for step in steps if step.is_outside),
         outside_products=tuple(step.name for step in products if step.is_outside),
         uncounted=tuple(step.name for step in products if step.macs is None),
+        failure=failure,
     )
 
 

@@ -103,10 +103,12 @@ def _outside(found: Coverage) -> Iterator[str]:
 
 
 def _uncounted(found: Coverage) -> Iterator[str]:
-    if found.uncounted:
+    if found.failure:
+        yield f"{found.failure}; give a sample of real inputs, and if that fails too the file cannot be used"
+    elif found.uncounted:
         yield (
             f"the multiply-accumulates of {len(found.uncounted)} of {found.products} products could not be counted, first "
-            f"{_short(found.uncounted[0])}: their shapes are free, or a branch was not taken; give a sample of real inputs"
+            f"{_short(found.uncounted[0])}: they stand in a branch that was not taken; give a sample that takes it"
         )
 
 

@@ -58,26 +58,20 @@ def _quantize_weights(patient: Patient) -> Said | None:
     import onnx
 
     name = patient.weights()
-    if not name or patient.dequantizer(name) is not None:
+    tensor = patient.constant(name) if name else None
+    if tensor is None:
         return None
-    tensor = patient.constant(name)
-    if tensor is not None:
-        patient.set_weights(like=onnx.numpy_helper.to_array(tensor))
+    patient.set_weights(like=onnx.numpy_helper.to_array(tensor))
+    if not patient.data_dequantizers():
         return Said(
-            "float weights",
-            f"its weights {name!r} are floats",
-            "quantize them: is this operator or its type excluded, or are the weights shared?",
+            LEFT_OUT,
+            f"its weights {name!r} and its input {patient.node.input[0]!r} are floats: the quantizer left it out",
+            "quantize it: is it excluded, or its type?",
         )
-    between = patient.writer(name)
-    source = patient.dequantizer(between.input[0])
-    if between.op_type != "Transpose" or source is None or patient.constant(source.input[0]) is None:
-        return None
-    values = onnx.numpy_helper.to_array(patient.constant(source.input[0]))
-    patient.set_weights(like=values.transpose())
     return Said(
-        "weights behind an operator",
-        f"{between.op_type} {between.name!r} stands between its weights' DequantizeLinear and it",
-        f"fold that {between.op_type} into the weights before quantizing",
+        "float weights",
+        f"its weights {name!r} are floats",
+        "quantize them: is this operator or its type excluded, or are the weights shared?",
     )
 
 

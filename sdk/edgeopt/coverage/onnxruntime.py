@@ -8,7 +8,6 @@ of shape inference, or none.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,10 +36,10 @@ _SUFFIX = re.compile(r"_token_\d+$|_nchwc$|_nhwc$|/\w+Fusion/$")
 _NAMED_BY_TENSOR = "_nchwc"
 _EIGHT_BITS = ("int8", "uint8")
 _SIXTEEN_BITS = ("int16", "uint16")
+_GIVEN_INTEGERS = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat")
+"""They take integers as they come, from a search of ranges or from a QuantizeLinear of a known one."""
 _INTEGER_ACTIVATIONS = 4  # MatMulNBits, attribute accuracy_level
 _SCALING_STEPS = 4  # Cast, two Mul, and the Add of a bias stand behind a ConvInteger
-
-_log = logging.getLogger(__name__)
 
 
 def read(
@@ -56,11 +55,12 @@ def read(
     source, model = _source(file)
     program = _optimized.optimize(model)
     view = _View(program, _Origins(tuple(scopes(source)), _names(reference)))
-    view.see(_values(file, program, sample))
+    values, failure = _values(program, sample)
+    view.see(values)
     causes = Causes(ort.__version__)
     steps = [step for node in view.nodes if (step := _step(view, node, causes)) is not None]
     conversions = sum(node.op_type in CONVERSIONS for node in view.nodes)
-    return tally("onnxruntime", str(ort.__version__), steps, conversions=conversions)
+    return tally("onnxruntime", str(ort.__version__), steps, conversions=conversions, failure=failure)
 
 
 @dataclass
@@ -210,14 +210,14 @@ def _names(reference: Path | None) -> dict[str, str]:
     return {name: node.name for node in _optimized.walk(graph) for name in node.output if name and node.name}
 
 
-def _values(file: Path, program: Any, sample: Mapping[str, np.ndarray] | None) -> _optimized.Values:
+def _values(program: Any, sample: Mapping[str, np.ndarray] | None) -> tuple[_optimized.Values, str]:
+    """Shapes and types that a run shows; and what the runtime said where it could not run on zeros."""
     try:
-        return _optimized.observe(program, sample)
+        return _optimized.observe(program, sample), ""
     except RuntimeFailure as error:
         if sample is not None:
             raise
-        _log.warning("%s: shapes are those of inference only: %s", file.name, error)
-        return {}
+        return {}, str(error)
 
 
 def _step(view: _View, node: Any, causes: Causes) -> Step | None:
@@ -241,7 +241,7 @@ def _arithmetic(view: _View, node: Any) -> Arithmetic | None:
     """What a node computes with; None for conversions, control flow, and what only moves or handles shapes."""
     if node.op_type in CONVERSIONS | MOVES or any(True for _ in _optimized.inner_graphs(node)):
         return None
-    if node.op_type in _optimized.DYNAMIC or _attribute(node, "accuracy_level") == _INTEGER_ACTIVATIONS:
+    if _is_dynamic(view, node):
         return Arithmetic.DYNAMIC
     if _optimized.is_integer_type(node.op_type):
         return Arithmetic.INTEGER
@@ -253,6 +253,16 @@ def _arithmetic(view: _View, node: Any) -> Arithmetic | None:
     if types.intersection(_SIXTEEN_BITS):
         return Arithmetic.WIDE
     return Arithmetic.INTEGER if types.intersection(_EIGHT_BITS) else None
+
+
+def _is_dynamic(view: _View, node: Any) -> bool:
+    if node.op_type not in _GIVEN_INTEGERS:
+        quantizes = node.op_type in _optimized.DYNAMIC
+        return quantizes or _attribute(node, "accuracy_level") == _INTEGER_ACTIVATIONS
+    writer = view.writers.get(node.input[0])
+    while writer is not None and writer.op_type in MOVES:
+        writer = view.writers.get(writer.input[0])
+    return writer is not None and writer.op_type == "DynamicQuantizeLinear"
 
 
 def _attribute(node: Any, name: str) -> int | None:
