@@ -76,7 +76,7 @@ class Coverage:
     `wide` those with 16-bit activations; both are among the integer ones. Multiply-accumulates are those of convolutions
     and matrix products; `uncounted` names products whose shapes could not be told. `left_out` lists operators in the
     order in which they run. `outside` names operators that the runtime's fast kernels did not take, whatever their
-    numbers; `failure` is what the runtime said where the run that shows shapes failed; `wrong` names those that it is known to compute otherwise than the file says.
+    numbers; `failure` says what could not be read, and why; `wrong` names those that it is known to compute otherwise than the file says.
     """
 
     runtime: str

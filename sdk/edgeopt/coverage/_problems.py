@@ -104,7 +104,7 @@ def _outside(found: Coverage) -> Iterator[str]:
 
 def _uncounted(found: Coverage) -> Iterator[str]:
     if found.failure:
-        yield f"{found.failure}; give a sample of real inputs, and if that fails too the file cannot be used"
+        yield found.failure
     elif found.uncounted:
         yield (
             f"the multiply-accumulates of {len(found.uncounted)} of {found.products} products could not be counted, first "

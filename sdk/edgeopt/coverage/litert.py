@@ -69,7 +69,8 @@ def read(
         operator.type in _CONVERSIONS and not graph.is_constant(operator.inputs[0].name)
         for operator in graph.operators
     )
-    return tally("litert", importlib.metadata.version("ai-edge-litert"), found, conversions=conversions)
+    version = importlib.metadata.version("ai-edge-litert")
+    return tally("litert", version, found, conversions=conversions, failure=_uncounted_graphs(program))
 
 
 @dataclass
@@ -114,6 +115,19 @@ def _details(file: Path) -> list[dict[str, Any]]:
     except (ValueError, RuntimeError) as error:
         raise RuntimeFailure(f"litert cannot load {file.name}: {error}") from error
     return found
+
+
+def _uncounted_graphs(program: bytes) -> str:
+    """What to say of control flow: the interpreter tells the operators of the first graph only."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    count = int(schema.Model.GetRootAs(program, 0).SubgraphsLength()) - 1
+    if not count:
+        return ""
+    return (
+        f"the operators of {count} further graphs (branches, loop bodies or signatures) are not counted: LiteRT tells "
+        "those of the first only; judge them by a model without control flow"
+    )
 
 
 def _inputs(program: bytes) -> frozenset[str]:

@@ -217,7 +217,7 @@ def _values(program: Any, sample: Mapping[str, np.ndarray] | None) -> tuple[_opt
     except RuntimeFailure as error:
         if sample is not None:
             raise
-        return {}, str(error)
+        return {}, f"{error}; give a sample of real inputs, and if that fails too the file cannot be used"
 
 
 def _step(view: _View, node: Any, causes: Causes) -> Step | None:

@@ -74,7 +74,9 @@ class File:
         self.tensor(f"{output}_b", (OUTPUTS,), bias, scale=scale, value=0)
         self.operator("FULLY_CONNECTED", [source, f"{output}_w", f"{output}_b"], output, version=version)
 
-    def read(self, folder: Path, inputs: str = "x", outputs: str = "y", **options: Any) -> Coverage:
+    def read(
+        self, folder: Path, inputs: str = "x", outputs: str = "y", copies: int = 1, **options: Any
+    ) -> Coverage:
         names = list(self.tensors)
         graph = schema.SubGraphT()
         graph.tensors, graph.operators = list(self.tensors.values()), self.operators
@@ -83,7 +85,7 @@ class File:
         model.version, model.operatorCodes, model.subgraphs, model.buffers = (
             3,
             self.codes,
-            [graph],
+            [graph] * copies,
             self.buffers,
         )
         builder = flatbuffers.Builder(1024)
@@ -123,6 +125,29 @@ def test_dynamic_range_is_told_apart(tmp_path: Path) -> None:
     assert (found.integer_products, found.dynamic, found.dynamic_types) == (1, 1, ("FULLY_CONNECTED",))
     assert found.dynamic_macs == found.macs == SIZE * OUTPUTS
     assert "ranges found at run time" in found.sentence()
+
+
+def test_dynamic_range_really_rounds_its_activations(tmp_path: Path) -> None:
+    """Why it is counted among the integers: sums of rounded activations come out, not those of the floats given."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    file = File()
+    file.dense("x", "y", activations="float32", weights="int8")
+    file.read(tmp_path)
+    interpreter = Interpreter(model_path=str(tmp_path / "model.tflite"), num_threads=1)
+    interpreter.allocate_tensors()
+    x = np.random.default_rng(0).normal(size=(1, SIZE)).astype(np.float32)
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    found = float(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0, 0])
+    exact, step = 0.01 * float(x.sum()), 0.01 * float(x.max() - x.min()) / 255
+    assert 0.01 * step < abs(found - exact) < SIZE * step
+
+
+def test_further_graphs_are_said_to_be_uncounted(tmp_path: Path) -> None:
+    file = File()
+    file.dense("x", "y", activations="int8", weights="int8")
+    assert "1 further graphs" in problems(file.read(tmp_path, copies=2))[-1]
 
 
 def test_int16_activations_are_told_apart_and_run_outside_the_fast_kernels(tmp_path: Path) -> None:
