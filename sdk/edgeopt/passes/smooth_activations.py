@@ -183,14 +183,14 @@ class _Graph:
         if places is None:
             self._insert(read, factors)
         else:
-            for name, axis in places:
-                self._scale(name, 1 / factors, axis)
+            for writer, name, axis in places:
+                self._scale(self._own(writer, name), 1 / factors, axis)
         for node in read.products:
             self._scale(node.input[1], factors, 1 if attributes(node).get("transB", 0) else 0)
         return _MOVED[places is None]
 
-    def _places(self, tensor: str, readers: list[Any], size: int) -> list[tuple[str, int]] | None:
-        """Return the constants (with their axis) that divide `tensor` if they are divided, or None."""
+    def _places(self, tensor: str, readers: list[Any], size: int) -> list[tuple[Any, str, int]] | None:
+        """Return the constants (their reader, their axis) that divide `tensor` if they are divided, or None."""
         writer = self._writer.get(tensor)
         if writer is None or tensor in self._outputs or len(self._readers[tensor]) != len(readers):
             return None
@@ -198,35 +198,56 @@ class _Graph:
             before = self._shapes.get(writer.input[0], ())
             return self._places(writer.input[0], [writer], size) if before and before[-1] == size else None
         constants = [name for name in writer.input if name in self._constants]
-        if not constants or not all(self._is_own(name) for name in constants):
+        if not constants or not all(
+            self._is_own(name) or len(self._constants[name].dims) == 1 for name in constants
+        ):
             return None
         return self._places_of(writer, constants, size)
 
-    def _places_of(self, writer: Any, constants: list[str], size: int) -> list[tuple[str, int]] | None:
+    def _places_of(self, writer: Any, constants: list[str], size: int) -> list[tuple[Any, str, int]] | None:
         is_vector = {name: self._constants[name].dims[-1:] == [size] for name in constants}
         if writer.op_type == "LayerNormalization":
             is_last = attributes(writer).get("axis", -1) in (
                 -1,
                 len(self._shapes.get(writer.input[0], ())) - 1,
             )
-            return [(name, -1) for name in constants] if is_last and all(is_vector.values()) else None
+            return [(writer, name, -1) for name in constants] if is_last and all(is_vector.values()) else None
         if (
             writer.op_type == "Gemm"
             and writer.input[1] in constants
             and len(constants) == len(writer.input) - 1
         ):
             columns = 0 if attributes(writer).get("transB", 0) else 1
-            biases = [(name, -1) for name in constants[1:] if is_vector[name]]
-            return [(constants[0], columns), *biases] if len(biases) == len(constants) - 1 else None
+            biases = [(writer, name, -1) for name in constants[1:] if is_vector[name]]
+            return [(writer, constants[0], columns), *biases] if len(biases) == len(constants) - 1 else None
         if writer.op_type == "MatMul" and writer.input[1] in constants:
-            return [(constants[0], -1)]
+            return [(writer, constants[0], -1)]
         if writer.op_type == "Mul" and is_vector[constants[0]]:
-            return [(constants[0], -1)]
+            return [(writer, constants[0], -1)]
         if writer.op_type == "Add" and is_vector[constants[0]]:
             other = next((name for name in writer.input if name not in constants), "")
             before = self._places(other, [writer], size)
-            return None if before is None else [(constants[0], -1), *before]
+            return None if before is None else [(writer, constants[0], -1), *before]
         return None
+
+    def _own(self, node: Any, name: str) -> str:
+        """Give the node a copy of a vector that others read too (exporters merge equal ones)."""
+        if self._is_own(name):
+            return name
+        copy = self._free(f"{name}_of_{node.name or node.output[0]}")
+        tensor = self._program.graph.initializer.add()
+        tensor.CopyFrom(self._constants[name])
+        tensor.name = copy
+        self._constants[copy] = tensor
+        self._readers[name].remove(node)
+        self._readers[copy].append(node)
+        node.input[:] = [copy if entry == name else entry for entry in node.input]
+        return copy
+
+    def _free(self, wish: str) -> str:
+        while wish in self._constants or wish in self._readers or wish in self._writer:
+            wish += "_"
+        return wish
 
     def _scale(self, name: str, factors: np.ndarray, axis: int) -> None:
         import numpy as np
@@ -243,12 +264,10 @@ class _Graph:
         import numpy as np
         import onnx
 
-        smoothed, name = f"{read.tensor}_smoothed", f"{read.tensor}_smoothing"
-        taken = set(self._constants) | set(self._readers) | set(self._writer)
-        while smoothed in taken or name in taken:
-            smoothed, name = f"{smoothed}_", f"{name}_"
+        smoothed, name = self._free(f"{read.tensor}_smoothed"), self._free(f"{read.tensor}_smoothing")
         self._constants[name] = onnx.numpy_helper.from_array((1 / factors).astype(np.float32), name)
         self._program.graph.initializer.append(self._constants[name])
+        self._readers[smoothed] = read.products
         node = onnx.helper.make_node("Mul", [read.tensor, name], [smoothed], f"{read.tensor}_smooth")
         self._inserted.append((read.products[0], node))
         for product in read.products:

@@ -97,6 +97,19 @@ def test_a_norm_that_only_products_read_takes_the_division() -> None:
     np.testing.assert_allclose(found["w1"], before["w1"] * factors[:, None], rtol=1e-4)
 
 
+def test_a_vector_that_two_norms_share_is_copied_before_it_changes() -> None:
+    model = _net(is_pre_norm=True)
+    graph = model.program.graph
+    second = helper.make_node("LayerNormalization", ["y0", "gamma", "beta"], ["y"], "last", axis=-1)
+    graph.node[-1].output[0] = "y0"
+    graph.node.append(second)
+    result = _smooth(model)
+    assert "n (folded, alpha" in result.notes[0]
+    unseen = _samples(4, seed=9)
+    exact = _run(model, unseen)
+    assert np.abs(_run(result.model, unseen) - exact).max() < 1e-5 * np.abs(exact).max()
+
+
 def test_a_norm_that_a_residual_reads_too_gets_a_mul_or_is_left_alone() -> None:
     result = _smooth(_net(is_pre_norm=False))
     assert _types(result.model).count("Mul") == 1
