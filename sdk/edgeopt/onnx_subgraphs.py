@@ -8,6 +8,7 @@ Rules:
 - An input that the device always feeds the same value becomes a constant (`specialise`); every If that is thereby
   decided, or that static shapes decide, is replaced by the branch that is taken.
 - Constant nodes of all graphs become initializers of the main graph, where every branch and body can read them.
+- Values of sibling branches get names of their own, so that a name says which value is meant.
 - What cannot be decided stays, with its branches, and a note names it.
 - The caller's program is never touched; the new one computes the same values.
 
@@ -137,8 +138,12 @@ def _lift_constants(program: Any) -> int:
                 lifted.CopyFrom(tensor)
                 renamed[tensor.name] = lifted.name = names.fresh(tensor.name)
             del graph.initializer[:]
+        constants = set(renamed.values())
+        if not main:
+            own = [name for node in graph.node for name in node.output if name and name not in renamed]
+            renamed |= {name: names.fresh(name) for name in own}
         _rename(graph, renamed)
-        _reattach(graph, renamed)
+        _reattach(graph, constants)
     return count
 
 
@@ -200,11 +205,10 @@ def _rename(graph: Any, renamed: Mapping[str, str]) -> None:
             entry.name = changed.get(entry.name, entry.name)
 
 
-def _reattach(graph: Any, lifted: Mapping[str, str]) -> None:
+def _reattach(graph: Any, constants: set[str]) -> None:
     """An output of a graph must be made by a node of its own: a lifted constant gets an Identity."""
     import onnx
 
-    constants = set(lifted.values())
     for entry in graph.output:
         if entry.name in constants and entry.name not in {
             name for node in graph.node for name in node.output
