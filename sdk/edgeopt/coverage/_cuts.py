@@ -36,21 +36,22 @@ class Scope:
     edges: frozenset[str]
     writers: dict[str, int] = field(default_factory=dict)
     readers: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    constant_nodes: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         for index, node in enumerate(self.nodes):
             self.writers.update(dict.fromkeys(node.output, index))
             for name in set(node.input) | _captured(node):
                 self.readers[name].append(index)
+            reads = [name for name in node.input if name and name not in self.constants]
+            if all(
+                self.writers.get(name, -1) in self.constant_nodes for name in reads
+            ):  # ONNX sorts its nodes
+                self.constant_nodes.add(index)
 
     def is_constant(self, index: int) -> bool:
         """Whether an operator reads nothing but constants."""
-        return all(
-            not name
-            or name in self.constants
-            or (name in self.writers and self.is_constant(self.writers[name]))
-            for name in self.nodes[index].input
-        )
+        return index in self.constant_nodes
 
     def read_by(self, name: str) -> list[Any]:
         """The operators that read a tensor."""

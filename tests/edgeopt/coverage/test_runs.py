@@ -136,3 +136,23 @@ def test_a_product_that_ends_in_floats_is_static_where_its_input_is(tmp_path: Pa
     found = read(_save(tmp_path, nodes, tensors, [1, SIZE]), "onnxruntime")
     assert (found.integer_products, found.integer_macs, found.dynamic) == (1, SIZE * OUTPUTS, 0)
     assert problems(found) == ()
+
+
+def test_a_deep_net_is_read(tmp_path: Path) -> None:
+    """Deeper than Python's recursion, with a quantized product at its end."""
+    depth = 1200
+    nodes = [
+        helper.make_node("Sin", [f"h{at}" if at else "x"], [f"h{at + 1}"], f"sin_{at}") for at in range(depth)
+    ]
+    nodes += [
+        helper.make_node("QuantizeLinear", [f"h{depth}", "s", "z"], ["x_q"], "quantize"),
+        helper.make_node("DequantizeLinear", ["x_q", "s", "z"], ["x_dq"], "dequantize"),
+        helper.make_node("DequantizeLinear", ["w", "s", "wz"], ["w_dq"], "w_dequantize"),
+        helper.make_node("MatMul", ["x_dq", "w_dq"], ["y"], "product"),
+    ]
+    tensors = {
+        "s": np.float32(0.02), "z": np.uint8(128), "w": np.ones((OUTPUTS, SIZE), np.int8).T.copy(), "wz": np.int8(0),
+    }  # fmt: skip
+    found = read(_save(tmp_path, nodes, tensors, [1, SIZE]), "onnxruntime")
+    assert (found.integer_products, found.float_operators) == (1, depth)
+    assert {left.cause for left in found.left_out} == {"no integer kernel"}
