@@ -27,6 +27,7 @@ ABSORBED = ("Relu", "Clip")
 _log = logging.getLogger(__name__)
 _Repair = Callable[[Patient], Said | None]
 _Repairs = Sequence[_Repair]
+_Kind = tuple[str, ...]
 
 
 class Causes:
@@ -35,11 +36,13 @@ class Causes:
     def __init__(self, version: str) -> None:
         self._version = version
         self._known: list[_Repairs] = []
-        self._hopeless: set[tuple[str, tuple[_Repair, ...]]] = set()
+        self._hopeless: set[_Kind] = set()
 
     def find(self, scope: Scope, index: int) -> Said:
         """Say why the operator at `index` of `scope` computes in floats, and what would help."""
-        node = scope.nodes[index]
+        kind = _kind(scope, index)
+        if kind in self._hopeless:
+            return self._no_kernel(scope.nodes[index])
         model = self._reproduced(scope, index)
         if isinstance(model, Said):
             return model
@@ -47,19 +50,21 @@ class Causes:
         for repairs in self._known:
             if set(repairs) <= set(applicable) and (said := _cured(model, repairs)):
                 return _joined(said)
-        kind = (str(node.op_type), tuple(applicable))
-        found = _search(model, applicable) if kind not in self._hopeless else None
+        found = _search(model, applicable)
         if found is None:
             self._hopeless.add(kind)
-            return Said(
-                "no integer kernel",
-                f"ONNX Runtime {self._version} has no integer kernel for {node.op_type} here, even with quantized inputs, "
-                "weights and output",
-                f"leave this {node.op_type} in floats on purpose, or use an operator that runs in integers",
-            )
+            return self._no_kernel(scope.nodes[index])
         repairs, said = found
         self._known.append(repairs)
         return _joined(said)
+
+    def _no_kernel(self, node: Any) -> Said:
+        return Said(
+            "no integer kernel",
+            f"ONNX Runtime {self._version} has no integer kernel for {node.op_type} here, even with quantized inputs, "
+            "weights and output",
+            f"leave this {node.op_type} in floats on purpose, or use an operator that runs in integers",
+        )
 
     @staticmethod
     def _reproduced(scope: Scope, index: int) -> Any:
@@ -81,6 +86,19 @@ class Causes:
             f"alone, ONNX Runtime runs it in integers; what stops it lies more than {RADII[-1]} operators away",
             "look at the operators around it in the optimized graph",
         )
+
+
+def _kind(scope: Scope, index: int) -> _Kind:
+    """What makes two operators alike: type, attributes, who makes what they read (or its constant type), who reads it."""
+    node = scope.nodes[index]
+    before = []
+    for name in node.input:
+        writer, constant = scope.writer(name), scope.constants.get(name)
+        before.append(f"constant {constant.data_type} {len(constant.dims)}" if constant is not None else "")
+        before[-1] += str(writer.op_type) if writer is not None else ""
+    after = sorted(str(reader.op_type) for name in node.output for reader in scope.read_by(name))
+    attributes = sorted(str(entry) for entry in node.attribute)
+    return (str(node.op_type), "|".join(before), "|".join(after), "|".join(attributes))
 
 
 def is_integer(model: Any) -> bool | None:

@@ -41,9 +41,10 @@ class Scope:
     def __post_init__(self) -> None:
         for index, node in enumerate(self.nodes):
             self.writers.update(dict.fromkeys(node.output, index))
-            for name in set(node.input) | _captured(node):
+            names = set(node.input) | _captured(node)
+            for name in names:
                 self.readers[name].append(index)
-            reads = [name for name in node.input if name and name not in self.constants]
+            reads = [name for name in names if name and name not in self.constants]
             if all(
                 self.writers.get(name, -1) in self.constant_nodes for name in reads
             ):  # ONNX sorts its nodes
