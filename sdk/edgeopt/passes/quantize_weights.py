@@ -94,11 +94,7 @@ class _Product:
     weight: str
     is_rows: bool  # (outputs, inputs), as Gemm with transB keeps it
     nodes: list[Any] = field(default_factory=list)
-
-    @property
-    def values(self) -> tuple[str, ...]:
-        """What is multiplied with the weight."""
-        return tuple(node.input[0] for node in self.nodes)
+    values: tuple[str, ...] = ()  # what is multiplied with the weight, seen through changes of shape
 
 
 @dataclass
@@ -250,6 +246,9 @@ def _quantize_products(work: _Work, order: Order) -> None:
     options = work.options
     seen = {name for node in work.program.graph.node for name in node.output}
     seen |= {entry.name for entry in work.program.graph.input}
+    folding = Folding(work.program)
+    for product in work.products.values():
+        product.values = tuple(folding.root(node.input[0], _inputs(work, product)) for node in product.nodes)
     widths = {
         value: _inputs(work, product)
         for product in work.products.values()
@@ -265,7 +264,7 @@ def _quantize_products(work: _Work, order: Order) -> None:
         found = moments.second_moments(float_program, names, walk, options.positions)
         on_sample = _silent
         if options.method == "awq":
-            activity |= _scale_inputs(work, found)
+            activity |= _scale_inputs(work, found, folding)
         else:
             _lower_products(work, found)
     _lower_products(work, activity)
@@ -305,11 +304,10 @@ def _say_products(work: _Work, rest: list[_Product]) -> None:
         work.notes.append(f"inside branches, rounded without samples: {names}")
 
 
-def _scale_inputs(work: _Work, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _scale_inputs(work: _Work, found: Mapping[str, np.ndarray], folding: Folding) -> dict[str, np.ndarray]:
     """Scale the inputs whose maker can be divided; return how active each one is afterwards, and note the others."""
     import numpy as np
 
-    folding = Folding(work.program)
     unscaled = []
     activity = {}
     for name, seen in found.items():
@@ -330,7 +328,8 @@ def _scale_input(work: _Work, value: str, seen: np.ndarray, folding: Folding) ->
     import onnx
 
     readers = [product for product in work.products.values() if value in product.values]
-    places = folding.places(value, sum(product.values.count(value) for product in readers))
+    read = [node.input[0] for product in readers for node in product.nodes]
+    places = folding.places(value, folding.only_for(value, read))
     if not places or any(len(product.nodes) > 1 for product in readers):
         return None
     rows = [_rows(work, product) for product in readers]

@@ -9,6 +9,7 @@ scales with its input. Everything else, GELU and softmax among it, cannot take a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_subgraphs import graphs
@@ -27,7 +28,36 @@ class Folding:
         self._makers = {name: node for node in program.graph.node for name in node.output if name}
         self._uses = Counter(name for graph in graphs(program) for node in graph.node for name in node.input)
         self._uses.update(entry.name for graph in graphs(program) for entry in graph.output)
+        self._widths = {
+            entry.name: entry.type.tensor_type.shape.dim[-1].dim_value
+            for entry in (*program.graph.value_info, *program.graph.input)
+            if entry.type.tensor_type.shape.dim
+        }
         self._constants = {tensor.name: tensor for tensor in program.graph.initializer}
+
+    def root(self, value: str, width: int) -> str:
+        """The value that `value` only repeats in another shape, with the same channels last; itself if there is none.
+
+        ONNX Runtime's optimizer puts such a Reshape before each product that it makes a Gemm.
+        """
+        node = self._makers.get(value)
+        while node is not None and node.op_type == "Reshape" and self._widths.get(node.input[0]) == width:
+            value = node.input[0]
+            node = self._makers.get(value)
+        return value
+
+    def only_for(self, root: str, values: Sequence[str]) -> int:
+        """How many uses of `root` lead to the products that read `values`; 0 if any leads elsewhere too."""
+        readers = Counter(values)
+        first: set[str] = set()
+        for value in readers:
+            link, wanted = value, readers[value]
+            while link != root:
+                if self._uses[link] != wanted:
+                    return 0
+                first, link, wanted = first | {link}, self._makers[link].input[0], 1
+        steps = {link for link in first if self._makers[link].input[0] == root}
+        return len(steps) + readers[root]
 
     def places(self, value: str, readers: int) -> tuple[tuple[Any, int], ...]:
         """The (node, input) constants to divide so that `value` is divided; empty if that cannot be done.
@@ -35,7 +65,7 @@ class Folding:
         `readers` is how many of the value's uses take the scale back; there must be no other use.
         """
         node = self._makers.get(value)
-        if node is None or self._uses[value] != readers:
+        if node is None or readers == 0 or self._uses[value] != readers:
             return ()
         kind = node.op_type
         if kind in NORMALIZATIONS:

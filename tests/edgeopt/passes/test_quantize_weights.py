@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.onnx_graphs import fold
 from edgeopt.passes import Order, quantize_weights
 from edgeopt.passes.quantize_weights import Options
 from edgeopt.weights import mse, rtn
@@ -153,6 +154,40 @@ def test_methods_that_see_samples_beat_nearest() -> None:
             )
     assert got["gptq"] > got["rtn"] + 1
     assert got["awq"] > got["rtn"] + 0.5
+
+
+def test_awq_scales_through_the_reshapes_that_the_optimizer_puts_before_products() -> None:
+    nodes = [
+        helper.make_node("Gather", ["words", "ids"], ["e"], "embed"),
+        helper.make_node("LayerNormalization", ["e", "gain", "shift"], ["n"], "norm", axis=-1),
+        *[
+            node
+            for name in ("up", "gate")
+            for node in (
+                helper.make_node("MatMul", ["n", name], [f"{name}_m"], name),
+                helper.make_node("Add", [f"{name}_m", "bias"], [f"{name}_y"], f"{name}_add"),
+            )
+        ],
+        helper.make_node("Mul", ["up_y", "gate_y"], ["y"]),
+    ]
+    gain = np.ones(WIDTH, np.float32)
+    gain[::24] = 15
+    tensors = [
+        _tensor("words", WORDS, WIDTH), numpy_helper.from_array(gain, "gain"), _tensor("shift", WIDTH),
+        _tensor("up", WIDTH, HIDDEN), _tensor("gate", WIDTH, HIDDEN), _tensor("bias", HIDDEN),
+    ]  # fmt: skip
+    model = _model(nodes, tensors, {"ids": [1, ROWS]}, {"y": [1, ROWS, HIDDEN]})
+    assert [node.op_type for node in fold(model.program).graph.node].count("Reshape") >= 2
+    got = {}
+    for method in ("mse", "awq"):
+        options = Options(method=method, group=32, skip_k_below=64, smallest=10**6)
+        samples = [{"ids": one["ids"][None]} for one in _samples(30)]
+        result = quantize_weights.apply(model, Order(samples=samples, options=options))
+        assert _types(result.model).count("MatMulNBits") == 2
+        assert not any("could not scale" in note for note in result.notes)
+        pairs = [(_run(model.program, one), _run(result.model.program, one)) for one in samples]
+        got[method] = sum(float(((a - b) ** 2).sum()) for a, b in pairs)
+    assert got["awq"] < 0.8 * got["mse"]
 
 
 def test_a_memory_limit_changes_the_walks_and_not_the_weights() -> None:
