@@ -16,6 +16,8 @@ from edgeopt.coverage._cuts import DEQUANTIZE, QUANTIZE
 from edgeopt.coverage._patient import BIASED, Patient
 
 LEFT_OUT = "left out"
+_OF_TWO = ("Add", "Mul")
+"""Their integer kernels want both operands in integers, constants too."""
 _NEWEST_OPSET = 21
 _EIGHT_BITS = ("int8", "uint8")
 
@@ -30,7 +32,10 @@ class Said:
 
 
 def _quantize_inputs(patient: Patient) -> Said | None:
-    found = [name for name in patient.data() if patient.dequantizer(name) is None]
+    operands = patient.data()
+    if patient.node.op_type in _OF_TWO:
+        operands += [name for name in patient.node.input if patient.is_constant(name)]
+    found = [name for name in operands if patient.dequantizer(name) is None]
     if not found:
         return None
     writer = patient.writer(found[0])
@@ -40,6 +45,8 @@ def _quantize_inputs(patient: Patient) -> Said | None:
         inputs = [end if entry == name else entry for entry in patient.node.input]
         patient.node.ClearField("input")
         patient.node.input.extend(inputs)
+    if patient.is_constant(found[0]):
+        return Said("float constant", f"its constant {found[0]!r} is a float", "quantize that constant too")
     if writer is None:
         return Said(
             "float input",

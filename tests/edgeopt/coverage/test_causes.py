@@ -183,6 +183,13 @@ def scaled_gemm(net: Net) -> None:
     net.node("Gemm", "classifier", ["f_dq", "g_dq", "g_b_dq"], "y", beta=0.5)
 
 
+def float_constant(net: Net) -> None:
+    net.nodes[-1].output[0] = "c2_dq"
+    net.tensors["half"] = np.full((1, CHANNELS, 1, 1), 0.5, np.float32)
+    net.node("Mul", "product", ["c2_dq", "half"], "m")
+    net.pair("m", 0.02, np.uint8(128), end="y")
+
+
 def int8_read_once(net: Net) -> None:
     net.tensors |= {"x_z": np.int8(0), "r1_z": np.int8(-128), "c2_z": np.int8(0)}
 
@@ -214,6 +221,7 @@ CASES = (
     Case(activation_not_absorbed, "first", "activation not absorbed", "the Relu 'act'"),
     Case(sixteen_bits, "second", "uint16 activations", "uint16"),
     Case(bias_of_another_scale, "second", "int32 bias", "'second_b_dq' is int32"),
+    Case(float_constant, "product", "float constant", "'half' is a float"),
     Case(swish, "r1", "float input", "'c1' comes from Conv 'first' in floats"),
     Case(no_kernel, "act", "no integer kernel", "no integer kernel for Elu"),
     Case(scaled_gemm, "classifier", "alpha or beta", "beta=0.5"),
