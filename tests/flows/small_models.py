@@ -45,3 +45,16 @@ def fft_net() -> Any:
 def broken() -> Any:
     """A factory that fails."""
     raise RuntimeError("no weights here")
+
+
+def fragile_net() -> Any:
+    """A net that int8 breaks in one place: one channel of an activation is 300 times the others, and then undone."""
+    import torch
+
+    module, example = net()
+    with torch.no_grad():
+        module[5].weight[0] *= 300
+        module[5].bias[0] = 0
+        module[7].weight[:, 0] /= 300
+    module[6] = torch.nn.ReLU()
+    return module, example

@@ -261,3 +261,76 @@ def test_a_dry_run_shows_the_plan_and_makes_nothing(tmp_path: Path) -> None:
     assert plan["schema"] == "edgeopt.plan/1"
     assert any(candidate["accelerator"] == "tensorrt" for candidate in plan["candidates"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_int8_breaks_is_searched_for_and_left_in_floats(data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('effort = "default"\n[quantize]\nrounding = "nearest"\n', encoding="utf-8")
+    done = edgeopt(
+        "build", f"{MODELS}:fragile_net", "--device", "host", "--calibration", data / "calibration.npz",
+        "--evaluation", _unlabelled(data), "--max-drop", "0.5%", "--recipe", recipe, "-o", tmp_path,
+        "--cache", tmp_path / "cache", "--quick", "--json",
+    )  # fmt: skip
+    assert done.returncode in (0, 3), done.stderr
+    report = json.loads(done.stdout)
+    search = report["search"]
+    assert search["points"][0]["floats"] == []
+    assert not search["points"][0]["kept"]
+    best = [point for point in search["points"] if point["kept"]]
+    assert best
+    assert 1 <= len(best[-1]["floats"]) <= 4
+    mixed = next(c for c in report["candidates"] if c["id"] == "onnxruntime-int8-mixed-1t")
+    plain = next(c for c in report["candidates"] if c["id"] == "onnxruntime-int8-1t")
+    assert mixed["quality"]["agreement"] > plain["quality"]["agreement"]
+    assert "--max-drop" in plain["reason"]
+    assert any(decision["subject"] == "search" for decision in report["decisions"])
+    assert list((tmp_path / "cache").rglob("search-*/best.onnx"))
+
+
+def test_an_analysis_names_the_tensor_that_breaks(data: Path, tmp_path: Path) -> None:
+    done = edgeopt(
+        "analyze", f"{MODELS}:fragile_net", "--calibration", data / "calibration.npz", "--json",
+        "--cache", tmp_path / "cache",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["schema"] == "edgeopt.analysis/1"
+    worst = found["attribution"]["tensors"][0]
+    assert worst["kind"] == "activation"
+    assert worst["share"] > 0.5
+    assert found["attribution"]["activations_db"] < found["attribution"]["weights_db"]
+    assert found["exclude"]
+    assert found["coverage"]["integer_products"] == found["coverage"]["products"]
+
+
+def test_two_variants_of_a_package_can_be_compared(built: dict[str, Any]) -> None:
+    package = built["files"]["package"]
+    done = edgeopt("compare", f"{package}:onnxruntime-int8-1t", f"{package}:litert-int8-1t", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["schema"] == "edgeopt.comparison/1"
+    assert found["differences"][0]["sqnr_db"] > 15
+    same = json.loads(
+        edgeopt("compare", f"{package}:litert-int8-1t", f"{package}:litert-int8-1t", "--json").stdout
+    )
+    assert same["equal"]
+
+
+def test_a_build_says_what_runs_in_integers_and_where_the_error_comes_from(built: dict[str, Any]) -> None:
+    candidates = {candidate["id"]: candidate for candidate in built["candidates"]}
+    for runtime in ("onnxruntime", "litert"):
+        coverage = candidates[f"{runtime}-int8-1t"]["coverage"]
+        assert coverage["integer_products"] == coverage["products"] == 5
+        assert coverage["macs"] == coverage["integer_macs"] > 0
+    attribution = next(iter(built["attributions"].values()))
+    assert attribution["whole_db"] <= min(attribution["weights_db"], attribution["activations_db"]) + 1
+    figures = {figure["name"] for figure in candidates["onnxruntime-int8-1t"]["figures"]}
+    assert {"top1", "top5"} <= figures
+    assert candidates["onnxruntime-int8-1t"]["fidelity"]["kl"] >= 0
+
+
+def _unlabelled(data: Path) -> Path:
+    file = data / "unlabelled.npz"
+    rng = np.random.default_rng(5)
+    np.savez(file, x=rng.normal(size=(64, 3, 32, 32)).astype(np.float32))
+    return file
