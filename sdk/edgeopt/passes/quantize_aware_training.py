@@ -20,7 +20,7 @@ import contextlib
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,12 @@ __all__ = ["EXTRA", "FORMATS", "Options", "Trained", "apply", "walks"]
 
 FORMATS = ("torch",)
 EXTRA = "torch"
+
+
+_PAIRS = (
+    "trained for steps of max|w| / 127; the scheme is safe for pairs of products, so channels whose pairs could overflow "
+    "get a wider step and are rounded to it again"
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,10 @@ def apply(model: Model, order: Order) -> Trained:
         samples = _samples(model, order, options)
         student = _student(model, order, options)
         outcome = _train(model, order, student, samples)
-        return _result(model, student, outcome, (flat_graph(model.program), samples[0]))
+        result = _result(model, student, outcome, (flat_graph(model.program), samples[0]))
+    if order.scheme is not None and order.scheme.pair_safe:
+        return replace(result, notes=(*result.notes, _PAIRS))
+    return result
 
 
 def walks(order: Order, available: int) -> int:

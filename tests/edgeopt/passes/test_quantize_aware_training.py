@@ -296,3 +296,17 @@ def test_checkpoint_that_is_broken_or_another_runs_starts_afresh(tmp_path: Path)
     kept.write_bytes(b"half a file")
     broken = trained(checkpoint=kept)
     assert broken.ranges == short().ranges
+
+
+@pytest.mark.slow  # lowers to LiteRT, which takes longer than all the other tests here
+def test_learned_ranges_find_their_tensors_in_litert_whose_images_are_channels_last() -> None:
+    """Only the tensor whose offset LiteRT folds into a bias (x + 3 of the hard sigmoid) is lost, and named."""
+    from edgeopt.passes import quantize_litert
+    from edgeopt_converters import torch_to_litert
+
+    result = short()
+    lowered = torch_to_litert.convert(result.model)
+    sample = {lowered.inputs[0].name: make_samples()[0]["x"].transpose(0, 2, 3, 1).copy()}
+    found = find(result.ranges, quantize_litert._observer(lowered)(sample))
+    assert set(found.lost) <= {"conv2d_3"}
+    assert len(found.ranges) >= 10
