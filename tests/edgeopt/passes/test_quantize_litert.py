@@ -155,6 +155,7 @@ def test_integers_are_the_rounded_weights_and_scales_their_largest(name: str) ->
         if rows.shape == integers.shape and np.array_equal(rows[alive], integers[alive]):
             np.testing.assert_allclose(quantization.scale[alive], scales[alive], rtol=1e-5)
             assert not np.any(quantization.zeroPoint)
+            assert not rows[~alive].any()
             matches.append(rows)
     assert len(matches) == 1
 
