@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python child.py WORK.json`: run one peer in this interpreter and write outcome.json beside the file it made.
+
+Time and memory begin after the peer's imports, so that what differs is the quantizer and not the size of its libraries.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import resource
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from work import Outcome, Unavailable, Work
+
+
+def main() -> None:
+    """Do the work; any error becomes a row of the table."""
+    work = Work(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    base, start = 0, time.perf_counter()
+    file, error = "", ""
+    try:
+        peer = importlib.import_module(f"peers.{work.peer}")
+        for name in peer.IMPORTS:
+            importlib.import_module(name)
+        base, start = _peak(), time.perf_counter()
+        file = str(peer.make(work))
+    except Unavailable as reason:
+        error = f"does not apply: {reason}"
+    except Exception as reason:  # the outermost loop of this process: what a peer raises is its row
+        traceback.print_exc()
+        error = f"{type(reason).__name__}: {' '.join(str(reason).split())[:300]}"
+    seconds = time.perf_counter() - start
+    Outcome(file, error, seconds, base, _peak(), _versions()).save(Path(work.target) / "outcome.json")
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _versions() -> dict[str, str]:
+    names = (
+        "onnxruntime",
+        "nncf",
+        "ai-edge-quantizer",
+        "torch",
+        "torchao",
+        "olive-ai",
+        "edgeopt",
+        "litert-torch",
+    )
+    found = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
+    return {name: found[name] for name in names if name in found}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Letting one peer quantize one model in a process of its own, once: what it made is kept by what went in."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import pkgutil
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import peers
+from environments import REQUIREMENTS, python_of
+from models import About
+from work import Outcome, Unavailable, Work
+
+HERE = Path(__file__).resolve().parent
+LIMIT_S = 1500
+"""A quantizer that takes longer on the smallest devices' models is told so."""
+
+
+def peers_of(asked: str) -> list[str]:
+    """The peers that are asked for, ours first.
+
+    Raises:
+        SystemExit: One is not known.
+    """
+    known = sorted(
+        (info.name for info in pkgutil.iter_modules(peers.__path__)), key=lambda name: (name != "ours", name)
+    )
+    names = known if asked == "all" else asked.split(",")
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise SystemExit(f"no peer {unknown[0]!r}; known: {', '.join(known)}")
+    return names
+
+
+def variants(names: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Peer, variant, and what a reader sees."""
+    for name in names:
+        for variant, label in importlib.import_module(f"peers.{name}").VARIANTS.items():
+            yield name, variant, label
+
+
+def quantize(peer: str, variant: str, about: About, calibration: Path, cache: Path) -> Outcome:
+    """Give what the peer made, now or before; an error is an outcome too."""
+    key = _key(peer, variant, about, calibration)
+    folder = cache / "made" / f"{peer}-{variant}-{key[:16]}"
+    done = folder / "outcome.json"
+    if not done.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        work = Work(peer, variant, about.files, str(calibration), str(folder))
+        request = folder / "work.json"
+        request.write_text(json.dumps(asdict(work)), encoding="utf-8")
+        try:
+            python = python_of(peer, cache)
+        except Unavailable as reason:
+            return Outcome(error=str(reason))
+        outcome = _run(python, request, folder)
+        if outcome is not None:
+            return outcome
+    return Outcome.load(done)
+
+
+def _run(python: Path, request: Path, folder: Path) -> Outcome | None:
+    """None where the child answered for itself."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
+        try:
+            code = subprocess.run(
+                [str(python), str(HERE / "child.py"), str(request)],
+                stdout=log, stderr=log, timeout=LIMIT_S, check=False, env=environment, cwd=folder,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return Outcome(error=f"not done within {LIMIT_S} s")
+    if not (folder / "outcome.json").is_file():
+        return Outcome(error=f"its process ended with {code}; see {folder / 'log.txt'}")
+    return None
+
+
+def _key(peer: str, variant: str, about: About, calibration: Path) -> str:
+    """Everything that changes what comes out: samples, float files, the peer's code and versions, our own code."""
+    digest = hashlib.sha256(f"{peer} {variant}".encode())
+    inputs = [Path(path) for path in about.files.values()]
+    for path in (*inputs, calibration, HERE / "peers" / f"{peer}.py"):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    listed = REQUIREMENTS / f"{peer}.txt"
+    if listed.is_file():
+        digest.update(listed.read_bytes())
+    else:
+        from edgeopt.artifacts import code_digest, tool_versions
+
+        digest.update(f"{code_digest()} {tool_versions()}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models by name, each prepared once in a process of its own and kept.
+
+`python registry.py NAME FOLDER CACHE` is that process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import models
+from models import ABOUT, About, Place
+from work import Unavailable
+
+LIMIT_S = 1200
+"""Training a small model on one core takes minutes; more is a fault."""
+
+QUICK = ("efficientnet-lite0", "resnet8", "keyword-spotter")
+"""What `make bench` runs without arguments."""
+
+
+def families() -> dict[str, str]:
+    """Model name -> module."""
+    found = [info.name for info in pkgutil.iter_modules(models.__path__)]
+    return {name: module for module in found for name in importlib.import_module(f"models.{module}").NAMES}
+
+
+def prepared(name: str, cache: Path) -> tuple[Path, About]:
+    """The folder of a model, prepared now or before.
+
+    Raises:
+        Unavailable: It cannot be had on this machine.
+    """
+    if name not in families():
+        raise Unavailable(f"no model {name!r}; known: {', '.join(families())}")
+    folder = cache / "models" / name
+    if not (folder / ABOUT).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        command = [sys.executable, str(Path(__file__).resolve()), name, str(folder), str(cache)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environment
+        )
+        if done.returncode:
+            raise Unavailable((done.stderr.strip().splitlines() or ["it ended without a word"])[-1])
+    return folder, About.load(folder)
+
+
+def main() -> None:
+    """Prepare one model."""
+    name, folder, cache = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    family = importlib.import_module(f"models.{families()[name]}")
+    try:
+        family.prepare(Place(name, folder, cache)).save(folder)
+    except Unavailable as reason:
+        sys.exit(str(reason))
+
+
+if __name__ == "__main__":
+    main()
