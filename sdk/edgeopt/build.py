@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeopt.artifacts import (
+    Adapted,
     Made,
     attribute_artifact,
     code_digest,
@@ -130,7 +131,7 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
             bench=bench,
         )
         manifest = replace(manifest, variants=_with_quality(manifest.variants, plan, validation))
-        coverage = _read_coverage(plan, made, progress)
+        coverage = _read_coverage(plan, made, loaded, progress)
         attributions = _attribute(plan, made, loaded, bench)
         measured = _measure(stage, manifest, plan, progress, quick=request.quick)
         work = Work(
@@ -294,8 +295,11 @@ def _search(
     return search_mixed(wanted, bench)
 
 
-def _read_coverage(plan: Plan, made: Mapping[str, Made], progress: Progress) -> dict[str, Coverage]:
-    """Ask each runtime what it makes of each integer file."""
+def _read_coverage(
+    plan: Plan, made: Mapping[str, Made], loaded: Loaded, progress: Progress
+) -> dict[str, Coverage]:
+    """Ask each runtime what it makes of each integer file; a sample shows shapes that zeros might not."""
+    samples = loaded.calibration or loaded.evaluation
     wanted = [artifact for artifact in plan.artifacts if artifact.precision.startswith("int")]
     found = {}
     with progress.stage("read what runs in integers", len(wanted)) as step:
@@ -303,7 +307,10 @@ def _read_coverage(plan: Plan, made: Mapping[str, Made], progress: Progress) -> 
             with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
                 file = Path(folder) / Path(artifact.file).name  # a runtime tells formats by their suffix
                 file.symlink_to(made[artifact.id].file.absolute())
-                found[artifact.id] = read_coverage(file, RUNTIME_OF[artifact.format])
+                inputs = made[artifact.id].description.inputs
+                rows = Adapted(samples, loaded.source.model.inputs, inputs) if samples else ()
+                sample = next(iter(rows), None)
+                found[artifact.id] = read_coverage(file, RUNTIME_OF[artifact.format], sample=sample)
             step.advance()
     return found
 

@@ -115,6 +115,9 @@ def _wrong(work: Work, candidate: Candidate) -> str:
     quality = work.manifest.variant(candidate.id).quality
     if quality is not None and quality.sqnr_db is not None and quality.sqnr_db <= -SQNR_CEILING_DB:
         return "gives NaN or infinity where the unmodified model gives numbers"
+    coverage = work.coverage.get(candidate.artifact)
+    if coverage is not None and coverage.wrong:
+        return f"{candidate.runtime} computes {', '.join(coverage.wrong)} otherwise than the file says"
     return ""
 
 
@@ -326,7 +329,7 @@ def _explained(work: Work) -> list[document.Decision]:
     for name, coverage in work.coverage.items():
         if work.plan.artifact(name).precision != "fp32":
             found.append(document.Decision(name, "what runs in integers", coverage.sentence()))
-            found.extend(document.Decision(name, "slow", text) for text in problems(coverage))
+            found.extend(document.Decision(name, "known problem", text) for text in problems(coverage))
     return found
 
 
