@@ -12,7 +12,7 @@ Rules:
   samples; where none beats leaving it alone by `gain`, it is left alone.
 - The division goes into the layer norm, product or constant that makes the activation if nobody else reads it
   (pre-norm transformers); otherwise one Mul is put before the products (post-norm: the residual reads it too). On
-  MiniLM those Muls are below 1 % of the time. `insert = false` leaves such activations alone and says so.
+  MiniLM the 18 Muls take 3 % of the time. `insert = false` leaves such activations alone and says so.
 
 Why not `equalize_activations`? That evens out convolutions with residuals and never adds an operator; this one knows
 only products and their inputs, and weighs both sides' errors.
@@ -54,8 +54,8 @@ class Options:
     """
 
     alphas: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    peak_samples: int = 64
-    judged_samples: int = 8
+    peak_samples: int = 128
+    judged_samples: int = 16
     rows: int = 64
     gain: float = 0.7
     insert: bool = True
