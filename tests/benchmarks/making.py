@@ -52,7 +52,7 @@ def quantize(peer: str, variant: str, about: About, calibration: Path, cache: Pa
     key = _key(peer, variant, about, calibration)
     folder = cache / "made" / f"{peer}-{variant}-{key[:16]}"
     done = folder / "outcome.json"
-    if not done.is_file():
+    if not _is_kept(done):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         work = Work(peer, variant, about.files, str(calibration), str(folder))
@@ -66,6 +66,14 @@ def quantize(peer: str, variant: str, about: About, calibration: Path, cache: Pa
         if outcome is not None:
             return outcome
     return Outcome.load(done)
+
+
+def _is_kept(done: Path) -> bool:
+    """A file that was made is kept, and so is that a peer does not apply; what failed is tried again."""
+    if not done.is_file():
+        return False
+    outcome = Outcome.load(done)
+    return not outcome.error or outcome.error.startswith("does not apply")
 
 
 def _run(python: Path, request: Path, folder: Path) -> Outcome | None:

@@ -20,7 +20,7 @@ from models import CALIBRATION, EVALUATION, About, Place, write_samples, write_t
 NAMES = ("keyword-spotter",)
 RATE, WINDOW, HOP, BANDS, FRAMES = 8000, 256, 160, 40, 49
 TEST_TAKES = 5
-EPOCHS, BATCH, SEED = 12, 32, 0
+EPOCHS, BATCH, SEED = 6, 32, 0
 
 
 def prepare(place: Place) -> About:

@@ -13,14 +13,15 @@ VARIANTS = {
     "litert": "edgeopt, LiteRT",
     "onnx-nearest": "edgeopt, ONNX Runtime, weights to nearest",
 }
-IMPORTS = ("edgeopt.artifacts", "onnx", "onnxruntime", "torch")
+IMPORTS = ("edgeopt.compress", "onnx", "onnxruntime", "torch")
 
 
 def make(work: Work) -> Path:
     import dataclasses
 
-    from edgeopt.artifacts import make_artifacts, tool_versions
+    from edgeopt.artifacts import tool_versions
     from edgeopt.cache import Cache
+    from edgeopt.compress import make_artifacts
     from edgeopt.evaluate.samples import load_samples
     from edgeopt.plan import make_plan
     from edgeopt.progress import Progress
