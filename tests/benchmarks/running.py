@@ -86,7 +86,7 @@ def _quantized(array: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:
     if kind.kind == "f" or not scale:
         return array.astype(kind)
     limits = np.iinfo(kind)
-    return np.clip(np.round(array / scale + zero), limits.min, limits.max).astype(kind)
+    return np.asarray(np.clip(np.round(array / scale + zero), limits.min, limits.max), kind)
 
 
 def _floats(array: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:
@@ -95,7 +95,7 @@ def _floats(array: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:
     scale, zero = tensor["quantization"]
     if array.dtype.kind == "f" or not scale:
         return np.asarray(array)
-    return ((array.astype(np.float32) - zero) * scale).astype(np.float32)
+    return np.asarray((array.astype(np.float32) - zero) * scale, np.float32)
 
 
 def time_in_turns(runs: Mapping[str, Run], sample: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -67,7 +67,7 @@ def write_samples(path: Path, inputs: dict[str, np.ndarray], labels: np.ndarray 
     """Write arrays (samples, ...) without batch axis as (samples, 1, ...), which is what every file is run with."""
     import numpy as np
 
-    arrays = {name: array[:, None] for name, array in inputs.items()}
+    arrays: dict[str, Any] = {name: array[:, None] for name, array in inputs.items()}
     if labels is not None:
         arrays["labels"] = labels.astype(np.int64)
     np.savez(path, **arrays)

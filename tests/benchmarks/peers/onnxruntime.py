@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime's own quantizer, as its documentation says: pre-process, then QDQ or dynamic.
 
-U8S8 and per channel is what it recommends for x86-64 with VNNI. The calibrators keep all activations of all samples;
-entropy and percentile build histograms and take their memory, so `CalibMaxIntermediateOutputs` bounds both.
+U8S8 and per channel is what it recommends for x86-64 with VNNI. Its calibrators keep all activations of all samples;
+`CalibMaxIntermediateOutputs` bounds that for entropy and percentile. With min-max that option raises "No data is
+collected" where the number of samples is a multiple of it, so min-max is used without.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ def _method(variant: str) -> dict[str, Any]:
     }
     if variant not in methods:
         raise Unavailable(f"no variant {variant!r}; known: {', '.join(VARIANTS)}")
-    return {
-        "calibrate_method": methods[variant],
-        "extra_options": {"CalibMaxIntermediateOutputs": HELD_SAMPLES},
-    }
+    found: dict[str, Any] = {"calibrate_method": methods[variant]}
+    if variant != "minmax":
+        found["extra_options"] = {"CalibMaxIntermediateOutputs": HELD_SAMPLES}
+    return found
 
 
 def _reader(work: Work) -> Any:
