@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from edgeopt.artifacts import Adapted, Made, lower, optimize
@@ -22,6 +22,10 @@ from edgeopt.recipe import Recipe
 from edgeopt.sources import Source, file_digest
 from edgeopt.workbench import Workbench
 from edgeopt_wire.errors import RecipeError, UnsupportedError
+
+GATES = frozenset({"Sigmoid", "HardSigmoid", "HardSwish", "Swish"})
+"""Where channels meet through these, int8 loses most: a small hard-swish net lost 5.4 points, and 0.2 with its gates
+equalized (tests/benchmarks/collapsing_net.py)."""
 
 if TYPE_CHECKING:
     from edgeopt.evaluate.samples import Samples
@@ -90,44 +94,54 @@ def _rounded(
     recipe: Recipe,
     bench: Workbench,
 ) -> dict[str, Made]:
-    """The float models that int8 artifacts start from: weights on the int8 grid, decided once for every format.
+    """The float models that int8 artifacts start from: prepared, and weights on the int8 grid.
 
     The rounded ONNX model enters the other formats through the hub. Where an operator of it cannot, that format keeps
-    weights rounded to nearest, and a note says so.
+    weights rounded to nearest, and a note says so. What only ONNX Runtime wants (gates, safe pairs) the others do not
+    get; stages that both share are made once.
     """
     has_int8 = any(artifact.precision == "int8" for artifact in plan.artifacts)
     if not has_int8 or samples is None:
         return dict(floats)
-    rounded = floats.get("onnx") or lower("onnx", source.model, source.sha256, bench)
-    rounded = replace(rounded, origin=rounded.file)
-    adapted = Adapted(samples, source.model.inputs, rounded.description.inputs)
-    safe: Made | None = None
-    for name in _preparation(plan, rounded, adapted, recipe=recipe, bench=bench):
-        artifact = Artifact(f"onnx-{name}", "onnx", "fp32")
-        order = Order(samples=adapted, exclude=recipe.exclude, options=recipe.options(name))
-        before = rounded
-        if name != "round_weights":
-            rounded = optimize(artifact, before, order, samples, bench, by=name)
-            rounded = replace(rounded, origin=rounded.file)
-            continue
-        if _wants_pair_safe(plan):
-            careful = replace(order, options=replace(RoundOptions.of(order.options), pair_safe=True))
-            safe = optimize(artifact, before, careful, samples, bench, by=name)
-        if safe is None or plan.formats != ("onnx",):
-            rounded = optimize(artifact, before, order, samples, bench, by=name)
-    if rounded.artifact.id == "onnx-fp32" and safe is None:
-        return {**floats, "onnx": rounded}
-    found = dict(floats)
-    found["onnx"] = safe or rounded
-    for name in plan.formats:
-        if name != "onnx":
-            try:
-                found[name] = lower(name, rounded.model(), file_digest(rounded.file), bench, of="rounded ")
-            except UnsupportedError as error:
-                note = f"weights rounded to nearest, because the rounded model cannot be lowered to {name}: {error}"
-                described = replace(floats[name].description, notes=(*floats[name].description.notes, note))
-                found[name] = replace(floats[name], description=described)
+    base = floats.get("onnx") or lower("onnx", source.model, source.sha256, bench)
+    base = replace(base, origin=base.file)
+    adapted = Adapted(samples, source.model.inputs, base.description.inputs)
+    shared, own = _preparation(plan, base, adapted, recipe=recipe, bench=bench)
+
+    def prepare(steps: tuple[Preparation, ...]) -> Made:
+        made = base
+        for step in steps:
+            order = Order(samples=adapted, exclude=recipe.exclude, options=step.options)
+            before = made
+            made = optimize(
+                Artifact(f"onnx-{step.name}", "onnx", "fp32"), before, order, samples, bench, by=step.name
+            )
+            made = replace(made, origin=before.origin if step.name == "round_weights" else made.file)
+        return made
+
+    found = {**floats, "onnx": prepare(own)}
+    others = [name for name in plan.formats if name != "onnx"]
+    if not others or not shared:
+        return found
+    rounded = prepare(shared)
+    for name in others:
+        try:
+            found[name] = lower(name, rounded.model(), file_digest(rounded.file), bench, of="rounded ")
+        except UnsupportedError as error:
+            note = (
+                f"weights rounded to nearest, because the rounded model cannot be lowered to {name}: {error}"
+            )
+            described = replace(floats[name].description, notes=(*floats[name].description.notes, note))
+            found[name] = replace(floats[name], description=described)
     return found
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """One pass over the float model before it is quantized."""
+
+    name: str
+    options: object | None = None
 
 
 def _smoothed(
@@ -157,18 +171,37 @@ def _wants_pair_safe(plan: Plan) -> bool:
 
 def _preparation(
     plan: Plan, base: Made, samples: Adapted, *, recipe: Recipe, bench: Workbench
-) -> tuple[str, ...]:
-    """The passes over the float model before it is quantized, by effort and by what its weights cost."""
+) -> tuple[tuple[Preparation, ...], tuple[Preparation, ...]]:
+    """The passes before quantization, by effort and by what the model is: for every format, and for ONNX alone."""
+    if recipe.effort == "quick":
+        return (), ()
     per_channel = all(artifact.scheme is None or artifact.scheme.per_channel for artifact in plan.artifacts)
-    chosen = ("equalize_activations",) if recipe.effort == "extensive" else ()
-    if recipe.effort == "quick" or recipe.rounding == "nearest" or not per_channel:
-        return chosen
+    program = base.model().program
+    equalized = (
+        (Preparation("equalize_activations", recipe.options("equalize_activations")),)
+        if recipe.effort == "extensive"
+        else ()
+    )
+    gates = (
+        (Preparation("equalize_gates", recipe.options("equalize_gates")),)
+        if {node.op_type for node in program.graph.node} & GATES
+        else ()
+    )
+    if recipe.rounding == "nearest" or not per_channel:
+        return equalized, (*equalized, *gates)
     from edgeopt.attribute import ENOUGH_DB, weights_alone_db
 
     with bench.progress.stage("weigh the weights' own error") as step:
-        alone = weights_alone_db(base.model().program, samples)
+        alone = weights_alone_db(program, samples)
         step.detail = f"{alone:.1f} dB by nearest rounding"
-    return chosen if alone >= ENOUGH_DB else (*chosen, "round_weights")
+    if alone >= ENOUGH_DB:
+        return equalized, (*equalized, *gates)
+    plain = RoundOptions.of(recipe.options("round_weights"))
+    careful = replace(plain, pair_safe=plain.pair_safe or _wants_pair_safe(plan))
+    return (
+        (*equalized, Preparation("round_weights", plain)),
+        (*equalized, *gates, Preparation("round_weights", careful)),
+    )
 
 
 def _order(

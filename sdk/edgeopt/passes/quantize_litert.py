@@ -41,7 +41,7 @@ def apply(model: Model, order: Order) -> Result:
     """
     scheme = _checked(order)
     observe = _observer(model)
-    outputs = frozenset(output.name for output in model.outputs)
+    outputs = _output_tensors(model.program)
     stream = Stream(order.samples, order.checkpoint, order.on_sample)
     ranges = find_ranges(observe, stream, order.calibration, keep_full=outputs)
     quantized = _quantize(model, scheme, ranges)
@@ -121,6 +121,14 @@ def _activations(program: bytes) -> list[tuple[int, str]]:
         for index in sorted(int(index) for index in computed)
         if graph.tensors[index].type == schema.TensorType.FLOAT32
     ]
+
+
+def _output_tensors(program: bytes) -> frozenset[str]:
+    """The tensors that leave the model; their names are not those of its signature."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = schema.ModelT.InitFromObj(schema.Model.GetRootAs(program, 0)).subgraphs[0]
+    return frozenset(graph.tensors[index].name.decode() for index in graph.outputs)
 
 
 def _quantize(model: Model, scheme: Scheme, ranges: Mapping[str, Range]) -> bytes:
