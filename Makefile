@@ -53,6 +53,14 @@ test-all: $(STAMP) ## every test
 bench: $(STAMP) ## our files beside the runtimes' own quantizers, in one run
 	$(BIN)/python tests/benchmarks/run.py
 
+.PHONY: bench-all
+bench-all: $(STAMP) ## the same for every model and peer (long)
+	$(BIN)/python tests/benchmarks/run.py --models all
+
+.PHONY: bench-memory
+bench-memory: $(STAMP) ## peak memory of static quantization with every range method
+	$(BIN)/python tests/benchmarks/memory.py
+
 .PHONY: check
 check: $(STAMP) ## linters, formatter, types, import rules
 	$(BIN)/ruff check

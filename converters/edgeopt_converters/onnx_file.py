@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt_converters.model import Model
+from edgeopt_converters.onnx_subgraphs import specialise
 from edgeopt_wire import seam
 from edgeopt_wire.errors import RecipeError, StoreError, UnsupportedError
 from edgeopt_wire.tensor import DTYPES, TensorSpec
@@ -25,8 +26,12 @@ OLDEST_OPSET = 13  # the first with quantization per channel
 CONVERTED_OPSET = 17
 
 
-def load_onnx(path: Path, *, name: str, inputs: Sequence[TensorSpec] = ()) -> Model:
+def load_onnx(
+    path: Path, *, name: str, inputs: Sequence[TensorSpec] = (), constants: Mapping[str, Any] | None = None
+) -> Model:
     """Read, check and make static. `inputs` gives shapes and layouts where the file leaves them open.
+
+    `constants` fixes inputs to values (a number or nested lists); branches that are decided thereby are taken.
 
     Raises:
         RecipeError: Not an ONNX model, external data is missing, an axis is free, or `inputs` contradicts the file.
@@ -37,6 +42,12 @@ def load_onnx(path: Path, *, name: str, inputs: Sequence[TensorSpec] = ()) -> Mo
     _check(program, path)
     _drop_weight_inputs(program.graph)
     _make_static(program, {spec.name: spec for spec in inputs}, path)
+    if constants or any(
+        attribute.HasField("g") for node in program.graph.node for attribute in node.attribute
+    ):
+        program, notes = specialise(program, _typed(program, constants or {}, path))
+        for note in notes:
+            _log.info("%s: %s", path, note)
     program = _modern(program, path)
     return _checked(program, name, {spec.name: spec.layout for spec in inputs}, path)
 
@@ -98,6 +109,25 @@ def _drop_weight_inputs(graph: Any) -> None:
     kept = [value for value in graph.input if value.name not in weights]
     del graph.input[:]
     graph.input.extend(kept)
+
+
+def _typed(program: Any, constants: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Values of inputs in the types that the model has for them."""
+    import numpy as np
+    import onnx
+
+    known = {value.name: value.type.tensor_type.elem_type for value in program.graph.input}
+    found = {}
+    for name, value in constants.items():
+        if name not in known:
+            raise RecipeError(f"{path}: {seam.unknown('input', name, known)}")
+        try:
+            found[name] = np.asarray(value, onnx.helper.tensor_dtype_to_np_dtype(known[name]))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise RecipeError(
+                f"{path}: the constant of input {name!r} is no number or list of numbers: {error}"
+            ) from error
+    return found
 
 
 def _make_static(program: Any, given: Mapping[str, TensorSpec], path: Path) -> None:

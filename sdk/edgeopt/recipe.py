@@ -35,6 +35,9 @@ metric = "map"                        # the figure that --max-drop is on; defaul
 [passes.round_weights]                # options of one pass, by the names of its `Options`
 samples = 64
 
+[constants]                           # inputs of an ONNX model that never change; its branches are decided by them
+sr = 16000
+
 [[inputs]]                            # only where the model cannot say it itself
 name = "x"
 shape = [1, 3, 224, 224]
@@ -86,6 +89,7 @@ class Recipe:
     evaluate: Evaluation = field(default_factory=Evaluation)
     passes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inputs: tuple[TensorSpec, ...] = ()
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:

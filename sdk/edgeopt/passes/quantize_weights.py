@@ -6,7 +6,7 @@ not survive int8. What each operator becomes, and why, stands in `edgeopt.weight
 of `edgeopt.weights`.
 
 Rules:
-- Weights of Constant nodes and of branches are found too (`edgeopt.onnx_subgraphs`).
+- Weights of Constant nodes and of branches are found too (`edgeopt_converters.onnx_subgraphs`).
 - A narrow product is not put in groups, as it would run slower than in float; its weight is stored in int8.
 - AWQ inserts nothing: an input whose maker cannot take the scale is left unscaled, and a note names it.
 - What stays in float is named with its reason.
@@ -20,12 +20,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import fold
-from edgeopt.onnx_subgraphs import graphs, specialise
 from edgeopt.passes import Order, Result
 from edgeopt.weights import awq, gptq, hqq, lowering, moments, mse, rtn
 from edgeopt.weights.folding import Folding
 from edgeopt.weights.grid import BITS, Grid, Grouped
 from edgeopt_converters.model import Model
+from edgeopt_converters.onnx_subgraphs import graphs, specialise
 
 if TYPE_CHECKING:
     import numpy as np

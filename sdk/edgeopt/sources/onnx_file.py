@@ -13,7 +13,7 @@ def matches(spec: str) -> bool:
 
 
 def load(spec: str, recipe: Recipe) -> Source:
-    """Read and check the model; a free batch axis becomes 1.
+    """Read and check the model; a free batch axis becomes 1, and inputs of the recipe's `[constants]` are fixed.
 
     Raises:
         RecipeError: It is not there, is no ONNX model, or has free axes that nothing sets.
@@ -21,5 +21,6 @@ def load(spec: str, recipe: Recipe) -> Source:
     from edgeopt_converters.onnx_file import load_onnx
 
     path = existing_file(spec, "the model")
-    model = load_onnx(path, name=recipe.name or package_name(path.stem), inputs=recipe.inputs)
+    name = recipe.name or package_name(path.stem)
+    model = load_onnx(path, name=name, inputs=recipe.inputs, constants=recipe.constants)
     return Source(model, file_digest(path), f"ONNX model {path.name}")

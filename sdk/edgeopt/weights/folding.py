@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.onnx_subgraphs import graphs
+from edgeopt_converters.onnx_subgraphs import graphs
 
 if TYPE_CHECKING:
     import numpy as np

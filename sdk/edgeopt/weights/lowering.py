@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.onnx_subgraphs import graphs
 from edgeopt.weights import packing
 from edgeopt.weights.grid import SMALLEST_SCALE, Grouped
+from edgeopt_converters.onnx_subgraphs import graphs
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.onnx_graphs import fold
-from edgeopt.onnx_subgraphs import graphs, specialise
+from edgeopt_converters.onnx_subgraphs import graphs, specialise
 from edgeopt_wire.errors import RecipeError
 
 RATES = (16000, 8000)
