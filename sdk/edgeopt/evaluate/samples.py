@@ -105,6 +105,8 @@ class _Photos:
 
 @dataclass(frozen=True)
 class _Arrays:
+    """Arrays of (samples, *the input's own shape)."""
+
     arrays: Mapping[str, np.ndarray]
     labels: Sequence[Label] | None
     digest: str
@@ -115,7 +117,7 @@ class _Arrays:
     def __iter__(self) -> Iterator[Sample]:
         for number in range(len(self)):
             label = None if self.labels is None else self.labels[number]
-            yield Sample({name: array[number : number + 1] for name, array in self.arrays.items()}, label)
+            yield Sample({name: array[number] for name, array in self.arrays.items()}, label)
 
 
 def random_samples(inputs: tuple[TensorSpec, ...], count: int, *, seed: int) -> Samples:
@@ -125,7 +127,7 @@ def random_samples(inputs: tuple[TensorSpec, ...], count: int, *, seed: int) -> 
     generator = np.random.default_rng(seed)
     arrays = {}
     for spec in inputs:
-        shape = (count, *spec.shape[1:])
+        shape = (count, *spec.shape)
         is_float = np.dtype(spec.dtype).kind == "f"
         arrays[spec.name] = (generator.standard_normal(shape) if is_float else np.zeros(shape)).astype(
             spec.dtype
@@ -272,7 +274,8 @@ def _open_factory(spec: str, inputs: tuple[TensorSpec, ...], limit: int | None, 
         raise RecipeError(f"{spec}() returned no sample")
     rows = [dict(x) if isinstance(x, Mapping) else {inputs[0].name: x} for x, _ in pairs]
     arrays = {
-        name: np.concatenate([_batched(np.asarray(row[name]), inputs) for row in rows]) for name in rows[0]
+        name: np.concatenate([_batched(np.asarray(row[name]), name, inputs) for row in rows])
+        for name in rows[0]
     }
     labels = None
     if all(label is not None for _, label in pairs):
@@ -280,8 +283,10 @@ def _open_factory(spec: str, inputs: tuple[TensorSpec, ...], limit: int | None, 
     return _of_arrays(arrays, spec, inputs, limit, seed, labels=labels)
 
 
-def _batched(array: np.ndarray, inputs: tuple[TensorSpec, ...]) -> np.ndarray:
-    return array if array.ndim == len(inputs[0].shape) else array[None]
+def _batched(array: np.ndarray, name: str, inputs: tuple[TensorSpec, ...]) -> np.ndarray:
+    spec = next((entry for entry in inputs if entry.name == name), inputs[0])
+    has_samples = array.ndim == len(spec.shape) and spec.shape[0] == 1
+    return array if has_samples else array[None]
 
 
 def _of_arrays(
@@ -325,13 +330,15 @@ def _of_arrays(
 def _fitting(array: Any, spec: TensorSpec, where: str) -> Any:
     import numpy as np
 
-    if array.ndim == len(spec.shape) + 1 and array.shape[1] == 1:
-        array = array.reshape(array.shape[0], *array.shape[2:])
-    if array.ndim != len(spec.shape) or array.shape[1:] != spec.shape[1:]:
+    own = (
+        spec.shape[1:] if spec.shape[0] == 1 else spec.shape
+    )  # what does not begin with a batch axis comes whole
+    if array.shape[1:] not in (own, spec.shape):
         raise RecipeError(
-            f"{where}: expected samples of shape {spec.shape[1:]} for the input {spec.name!r} (an array of shape "
-            f"(n, {', '.join(map(str, spec.shape[1:]))})), found {array.shape}"
+            f"{where}: expected samples of shape {own} for the input {spec.name!r} (an array of shape "
+            f"(n, {', '.join(map(str, own))})), found {array.shape}"
         )
+    array = array.reshape(len(array), *spec.shape)
     if array.dtype.kind not in "fiub" or (np.dtype(spec.dtype).kind != "f" and array.dtype.kind == "f"):
         raise RecipeError(f"{where}: expected {spec.dtype} for the input {spec.name!r}, found {array.dtype}")
     return np.ascontiguousarray(array.astype(spec.dtype))

@@ -9,6 +9,8 @@ from rich.table import Table
 from edgeopt.report.document import BuildReport, Candidate
 
 FLOATS_SHOWN = 5
+HEADING = 8
+"""Letters of a heading that fit 80 columns beside the others."""
 FOR_COMPARISON = "for comparison only"
 """How the reason of a float reference ends; a terminal does not repeat it."""
 
@@ -29,7 +31,13 @@ def print_table(console: Console, report: BuildReport) -> None:
         "x float",
         "ship",
     ):
-        table.add_column(heading, justify="left" if heading == "candidate" else "right", no_wrap=True)
+        is_name = heading == "candidate"
+        table.add_column(
+            heading if is_name else heading[:HEADING],
+            justify="left" if is_name else "right",
+            no_wrap=True,
+            min_width=None if is_name else len(heading[:HEADING]),
+        )
     for candidate in report.candidates:
         mark = "yes" if candidate.shipped else ""
         table.add_row(*cells(candidate), mark, style="" if candidate.shipped else "dim")
