@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.artifacts import Adapted, Made, lower, optimize
 from edgeopt.passes import Order
+from edgeopt.passes.correct_bias import CorrectionOrder
 from edgeopt.passes.quantize_dynamic import Options as DynamicOptions
 from edgeopt.passes.quantize_weights import Options as WeightOptions
 from edgeopt.passes.round_weights import Options as RoundOptions
@@ -21,6 +22,7 @@ from edgeopt.plan import Artifact, Plan
 from edgeopt.recipe import Recipe
 from edgeopt.sources import Source, file_digest
 from edgeopt.workbench import Workbench
+from edgeopt_converters.model import Model
 from edgeopt_wire.errors import RecipeError, UnsupportedError
 
 GATES = frozenset({"Sigmoid", "HardSigmoid", "HardSwish", "Swish"})
@@ -80,9 +82,28 @@ def make_artifacts(
         if artifact.pass_name:
             order = _order(artifact, base, source, samples, recipe=recipe, pair_safe=_wants_pair_safe(plan))
             made[artifact.id] = optimize(artifact, base, order, samples, bench)
+            is_static = (artifact.format, artifact.precision) == ("onnx", "int8")
+            if is_static and recipe.effort == "extensive":
+                made[artifact.id] = _corrected(made[artifact.id], order, samples, recipe, bench)
         else:
             made[artifact.id] = Made(artifact, base.file, base.description)
     return made
+
+
+def _corrected(made: Made, order: Order, samples: Samples | None, recipe: Recipe, bench: Workbench) -> Made:
+    """The quantized model with the mean error of every layer taken into its bias, where that helps the output."""
+    import onnx
+
+    found = made.description
+    reference = Model("onnx", onnx.load(made.origin or made.file), found.name, found.inputs, found.outputs)
+    correction = CorrectionOrder(
+        samples=order.samples,
+        exclude=recipe.exclude,
+        options=recipe.options("correct_bias"),
+        reference=reference,
+    )
+    corrected = optimize(made.artifact, made, correction, samples, bench, by="correct_bias")
+    return replace(corrected, origin=made.origin, base=made.base)
 
 
 def _rounded(
