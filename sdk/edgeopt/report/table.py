@@ -9,8 +9,8 @@ from rich.table import Table
 from edgeopt.report.document import BuildReport, Candidate
 
 FLOATS_SHOWN = 5
-HEADING = 8
-"""Letters of a heading that fit 80 columns beside the others."""
+HEADING, FIGURE = 6, 5
+"""Letters of a heading, and of the figures below it, that fit 80 columns beside the others."""
 FOR_COMPARISON = "for comparison only"
 """How the reason of a float reference ends; a terminal does not repeat it."""
 
@@ -35,8 +35,9 @@ def print_table(console: Console, report: BuildReport) -> None:
         table.add_column(
             heading if is_name else heading[:HEADING],
             justify="left" if is_name else "right",
-            no_wrap=True,
-            min_width=None if is_name else len(heading[:HEADING]),
+            no_wrap=not is_name,
+            overflow="fold",
+            min_width=None if is_name else FIGURE,
         )
     for candidate in report.candidates:
         mark = "yes" if candidate.shipped else ""
