@@ -80,6 +80,7 @@ def test_memory_does_not_grow_with_samples() -> None:
         tracemalloc.stop()
         return highest
 
+    peak(4)  # the first walk also imports what it needs
     assert peak(64) < 1.1 * peak(4)
 
 

@@ -26,7 +26,7 @@ from edgeopt.ranges import Range
 from edgeopt.simulate.saturation import check_saturation, narrow_ranges, weight_layers
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
-from edgeopt_wire.errors import RecipeError, UnsupportedError
+from edgeopt_wire.errors import RecipeError, RuntimeFailure, UnsupportedError
 
 FORMATS = ("onnx",)
 EXTRA = "onnx"
@@ -53,7 +53,7 @@ def apply(model: Model, order: Order) -> Result:
     folded = fold(model.program)
     outputs = frozenset(output.name for output in folded.graph.output)
     ranges = find_ranges(
-        observer(folded),
+        observer(folded, _places(folded, scheme, order.exclude) | outputs),
         Stream(order.samples, order.checkpoint, order.on_sample),
         order.calibration,
         keep_full=outputs,
@@ -78,7 +78,13 @@ def with_ranges(
     from onnxruntime.quantization.registry import QDQRegistry
 
     overrides = _pair_safe(folded, exclude, QuantType.QInt8) if scheme.pair_safe else {}
-    data = {name: TensorData(lowest=_f32(span.low), highest=_f32(span.high)) for name, span in ranges.items()}
+    unused = dict.fromkeys(
+        _tensors(folded), Range(-1.0, 1.0)
+    )  # the quantizer looks at what it then fuses away
+    data = {
+        name: TensorData(lowest=_f32(span.low), highest=_f32(span.high))
+        for name, span in (unused | dict(ranges)).items()
+    }
     program = onnx.ModelProto()
     program.CopyFrom(folded)
     quantizer = QDQQuantizer(
@@ -102,6 +108,11 @@ def with_ranges(
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     quantized = quantizer.model.model
+    unknown = read_quantized(quantized).grids.keys() - ranges.keys()
+    if unknown:
+        raise RuntimeFailure(
+            f"quantize_static: tensor {min(unknown)!r} is quantized and nothing gave its range"
+        )
     _free_outputs(quantized)
     quantized.producer_name, quantized.producer_version = "edgeopt", ""
     return quantized
@@ -135,6 +146,18 @@ def _saturation(model: Model, scheme: Scheme) -> tuple[str, ...]:
     except (UnsupportedError, RecipeError) as error:
         return (f"not proven safe on x86 without VNNI: {error}",)
     return (found.sentence(),)
+
+
+def _places(folded: Any, scheme: Scheme, exclude: tuple[str, ...]) -> frozenset[str]:
+    """The tensors that get integers, read off a trial: what a runtime fuses away needs no range."""
+    trial = with_ranges(folded, scheme, dict.fromkeys(_tensors(folded), Range(-1.0, 1.0)), exclude)
+    return frozenset(read_quantized(trial).grids)
+
+
+def _tensors(folded: Any) -> list[str]:
+    """Every tensor that flows, in order."""
+    edges = [edge.name for edge in folded.graph.input]
+    return [*edges, *(name for node in folded.graph.node for name in node.output if name)]
 
 
 def _judge(folded: Any, scheme: Scheme, order: Order) -> Judge:
