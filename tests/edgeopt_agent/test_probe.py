@@ -154,7 +154,9 @@ def test_what_a_hanging_child_started_is_ended_too(tmp_path: Path, make_package)
     )
     run_probe(request(tmp_path), timeout_s=1.5, clock=lambda: NOON, command=[sys.executable, "-c", script])
     status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
-    wait_until(lambda: not status.exists() or "State:\tZ" in status.read_text())  # a killed process dies when it runs
+    wait_until(
+        lambda: not status.exists() or "State:\tZ" in status.read_text()
+    )  # a killed process dies when it runs
 
 
 def test_child_does_not_outlive_an_agent_that_is_killed(tmp_path: Path, make_package) -> None:
