@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import fold
 from edgeopt.onnx_products import PRODUCTS, attributes, reads, unflatten
+from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
-from edgeopt_wire.errors import RecipeError, UnsupportedError
+from edgeopt_wire.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,12 +77,12 @@ def apply(model: Model, order: Order) -> Result:
     options = order.options if isinstance(order.options, Options) else Options()
     _check_scheme(order.scheme)
     program = unflatten(fold(model.program))
-    _check_exclude(program, order.exclude)
+    excluded = select(program, order.exclude)
     graph = _Graph(program, options)
     left: list[str] = []
     counts: Counter[str] = Counter()
     for node in list(program.graph.node):
-        reason = graph.why_not(node, order.exclude)
+        reason = graph.why_not(node, excluded)
         if reason is None:
             continue
         if reason:
@@ -113,16 +114,6 @@ def _check_scheme(scheme: Scheme | None) -> None:
         )
 
 
-def _check_exclude(program: Any, exclude: tuple[str, ...]) -> None:
-    known = {name for node in program.graph.node for name in (node.name, node.op_type)}
-    for name in exclude:
-        if name not in known:
-            types = ", ".join(sorted({node.op_type for node in program.graph.node}))
-            raise RecipeError(
-                f"quantize.exclude: the model has no operator of name or type {name!r}; its types are {types}"
-            )
-
-
 class _Graph:
     """The graph while its products are replaced, in order."""
 
@@ -137,17 +128,17 @@ class _Graph:
         self._quantized: dict[str, tuple[str, str, str]] = {}  # activation -> integers, scale, zero point
         self._weights: dict[tuple[str, bool], tuple[str, str, str]] = {}
 
-    def why_not(self, node: Any, exclude: tuple[str, ...]) -> str | None:
+    def why_not(self, node: Any, excluded: frozenset[str]) -> str | None:
         """Say why a node with weights stays in float: nothing if it need not, None if it has no weights to speak of."""
         if node.op_type in ("Conv", "ConvTranspose"):
             return "no fast integer kernel with run-time ranges"
         if node.op_type in ("LSTM", "GRU", "RNN"):
             return "recurrent"
         if node.op_type == "Gather":
-            return self._why_not_table(node, exclude)
+            return self._why_not_table(node, excluded)
         if node.op_type not in PRODUCTS:
             return None
-        if node.name in exclude or node.op_type in exclude:
+        if node.name in excluded:
             return "excluded by the recipe"
         return self._why_not_product(node)
 
@@ -165,7 +156,7 @@ class _Graph:
         is_plain = not found.get("transA", 0) and found.get("alpha", 1.0) == 1.0
         return "" if is_plain and found.get("beta", 1.0) == 1.0 else "not a plain matrix product"
 
-    def _why_not_table(self, node: Any, exclude: tuple[str, ...]) -> str | None:
+    def _why_not_table(self, node: Any, excluded: frozenset[str]) -> str | None:
         import onnx
 
         tensor = self._constants.get(node.input[0])
@@ -174,7 +165,7 @@ class _Graph:
         is_table = attributes(node).get("axis", 0) == 0 and tensor.dims[0] >= self._options.table_rows
         if not self._options.tables or not is_table:
             return None
-        return "excluded by the recipe" if node.name in exclude or "Gather" in exclude else ""
+        return "excluded by the recipe" if node.name in excluded else ""
 
     def replace(self, node: Any) -> None:
         """Put the integer form in the node's place, under the same output name."""
