@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,3 +92,21 @@ def observer(program: Any, names: frozenset[str] | None = None) -> Observe:
                 yield name, values
 
     return observe
+
+
+def channel_extremes(
+    observe: Observe, samples: Iterable[Mapping[str, np.ndarray]], on_sample: Callable[[], None]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The smallest and largest value of every channel (axis 1) of what is observed, over all samples."""
+    import numpy as np
+
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for sample in samples:
+        for name, values in observe(sample):
+            axes = (0, *range(2, values.ndim))
+            low, high = values.min(axis=axes), values.max(axis=axes)
+            if name in found:
+                low, high = np.minimum(found[name][0], low), np.maximum(found[name][1], high)
+            found[name] = (low, high)
+        on_sample()
+    return found

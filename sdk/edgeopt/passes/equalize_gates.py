@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.onnx_graphs import fold, observer
+from edgeopt.onnx_graphs import channel_extremes, fold, observer
 from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt_converters.model import Model
@@ -136,18 +136,9 @@ def _extremes(
     program: Any, units: Sequence[_Unit], order: Order, options: Options
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The smallest and largest value of every channel of what the layers give."""
-    import numpy as np
-
-    observe = observer(program, frozenset(unit.before for unit in units))
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for sample in islice(order.samples, options.samples):
-        for name, values in observe(sample):
-            axes = (0, *range(2, values.ndim))
-            low, high = values.min(axis=axes), values.max(axis=axes)
-            if name in found:
-                low, high = np.minimum(found[name][0], low), np.maximum(found[name][1], high)
-            found[name] = (low, high)
-        order.on_sample()
+    names = frozenset(unit.before for unit in units)
+    samples = islice(order.samples, options.samples)
+    found = channel_extremes(observer(program, names), samples, order.on_sample)
     if units and not found:
         raise RecipeError("equalize_gates needs calibration samples; give --calibration DATA")
     return found

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.onnx_graphs import fold, observer
+from edgeopt.onnx_graphs import channel_extremes, fold, observer
 from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt_converters.model import Model
@@ -139,18 +139,9 @@ def _extremes(
     program: Any, links: Sequence[_Link], order: Order, options: Options
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The smallest and largest value of every channel that a first layer gives."""
-    import numpy as np
-
-    observe = observer(program, frozenset(link.tensor for link in links))
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for sample in islice(order.samples, options.samples):
-        for name, values in observe(sample):
-            axes = (0, *range(2, values.ndim))
-            low, high = values.min(axis=axes), values.max(axis=axes)
-            if name in found:
-                low, high = np.minimum(found[name][0], low), np.maximum(found[name][1], high)
-            found[name] = (low, high)
-        order.on_sample()
+    names = frozenset(link.tensor for link in links)
+    samples = islice(order.samples, options.samples)
+    found = channel_extremes(observer(program, names), samples, order.on_sample)
     if links and options.absorb and not found:
         raise RecipeError("equalize_layers with absorb needs calibration samples; give --calibration DATA")
     return found
