@@ -20,7 +20,11 @@ FORMATS = (
     "torch",  # a torch.export.ExportedProgram, the hub: it can be trained and lowered everywhere
     "onnx",  # an onnx.ModelProto without external data
     "litert",  # the bytes of a .tflite file
+    "executorch",  # the bytes of a .pte file
 )
+
+SUFFIXES = {"onnx": ".onnx", "litert": ".tflite", "executorch": ".pte"}
+"""What the file of a format is called: some runtimes tell formats by it."""
 
 
 @dataclass(frozen=True)

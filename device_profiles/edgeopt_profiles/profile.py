@@ -17,7 +17,7 @@ from edgeopt_wire import seam
 from edgeopt_wire.errors import RecipeError
 
 HOST = "host"
-FORMATS = ("onnx", "litert")
+FORMATS = ("onnx", "litert", "executorch")
 PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights")
 
 
@@ -60,7 +60,10 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of file that the device takes, and the numbers of threads that are worth measuring."""
+    """One kind of file that the device takes, and the numbers of threads that are worth measuring.
+
+    An `optional` one is made only where a recipe names its runtime: it needs libraries that not everybody has.
+    """
 
     runtime: str
     format: str
@@ -68,6 +71,7 @@ class Target:
     threads: tuple[int, ...]
     accelerator: str = "cpu"
     scheme: str = ""
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:

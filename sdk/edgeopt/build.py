@@ -38,7 +38,7 @@ from edgeopt.progress import Progress
 from edgeopt.recipe import Recipe
 from edgeopt.reporting import Work, build_report, choose, repeatable
 from edgeopt.sources import Source, load_source
-from edgeopt.validate import RUNTIME_OF, Question, Validation, validate
+from edgeopt.validate import Question, Validation, validate
 from edgeopt.workbench import Workbench
 from edgeopt_converters import graph
 from edgeopt_profiles.profile import load_profile
@@ -313,7 +313,7 @@ def _read_coverage(
                 inputs = made[artifact.id].description.inputs
                 rows = Adapted(samples, loaded.source.model.inputs, inputs) if samples else ()
                 sample = next(iter(rows), None)
-                found[artifact.id] = read_coverage(file, RUNTIME_OF[artifact.format], sample=sample)
+                found[artifact.id] = read_coverage(file, artifact.runtime, sample=sample)
             step.advance()
     return found
 

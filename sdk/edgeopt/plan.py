@@ -8,9 +8,10 @@ instant, so that `edgeopt build --dry-run` can show it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeopt.recipe import Recipe
+from edgeopt_converters.model import SUFFIXES
 from edgeopt_profiles.operators import Operator
 from edgeopt_profiles.profile import DeviceProfile, Scheme, Target
 from edgeopt_wire.errors import RecipeError, UnsupportedError
@@ -27,6 +28,12 @@ PASSES = {
     ("onnx", "int4-weights"): "quantize_weights",
 }
 """Which pass makes which precision from the float model of a format."""
+
+RUNTIME_OF = {"onnx": "onnxruntime", "litert": "litert", "executorch": "executorch"}
+"""The runtime that a format's files are made for, unless an artifact names another."""
+
+OWN_FILES = ("openvino",)
+"""Runtimes that take another's format and want other files of it."""
 
 PRODUCTS_SHARE = 0.8
 """From this share of multiply-accumulates in matrix products on, ranges found at run time are worth trying too: on
@@ -54,11 +61,18 @@ class Artifact:
     format: str
     precision: str
     scheme: Scheme | None = None
+    made_for: str = ""
+    """The runtime whose fusion rules decide about it, where that is not the format's own."""
+
+    @property
+    def runtime(self) -> str:
+        """The runtime that it is made for and validated in."""
+        return self.made_for or RUNTIME_OF[self.format]
 
     @property
     def file(self) -> str:
         """Its path in the package."""
-        return f"variants/{self.id}.{'onnx' if self.format == 'onnx' else 'tflite'}"
+        return f"variants/{self.id}{SUFFIXES[self.format]}"
 
     @property
     def pass_name(self) -> str:
@@ -107,6 +121,7 @@ def make_plan(profile: DeviceProfile, recipe: Recipe) -> Plan:
         RecipeError: The recipe asks for precisions that the profile does not list.
         UnsupportedError: The profile asks for a precision that no pass makes.
     """
+    profile = _with_runtimes(profile, recipe)
     known = [*profile.targets, *_floats(profile), *_more(profile)]
     wanted = set(recipe.precisions) or {target.precision for target in profile.targets} - {"fp32"} or {"fp32"}
     targets = [target for target in known if target.precision in wanted]
@@ -137,6 +152,22 @@ def suits_dynamic(operators: Iterable[Operator]) -> bool:
     return macs[True] >= PRODUCTS_SHARE * (macs[True] + macs[False]) > 0
 
 
+def _with_runtimes(profile: DeviceProfile, recipe: Recipe) -> DeviceProfile:
+    """The profile with the targets of the runtimes that the recipe names, or with all that are not optional."""
+    offered = sorted({target.runtime for target in profile.targets})
+    for name in recipe.runtimes:
+        if name not in offered:
+            raise RecipeError(f"{profile.id} takes {', '.join(offered)}, the recipe asks for {name}")
+    return replace(
+        profile,
+        targets=tuple(
+            target
+            for target in profile.targets
+            if (target.runtime in recipe.runtimes if recipe.runtimes else not target.optional)
+        ),
+    )
+
+
 def _more(profile: DeviceProfile) -> list[Target]:
     """Precisions that no profile lists, because they suit a model and not a device: a recipe or the model asks."""
     listed = {(target.runtime, target.precision) for target in profile.targets}
@@ -164,12 +195,24 @@ def _floats(profile: DeviceProfile) -> list[Target]:
 
 def _artifact(profile: DeviceProfile, target: Target) -> Artifact:
     if target.precision == "fp32":
-        return Artifact(f"{target.format}-fp32", target.format, "fp32")
+        return _float(target.format, target.runtime)
     if (target.format, target.precision) not in PASSES:
         raise UnsupportedError(f"{profile.id}: no pass makes {target.precision} in {target.format}")
     scheme = profile.schemes[target.scheme] if target.scheme else None
     suffix = f"-{target.scheme}" if target.scheme else ""
-    return Artifact(f"{target.format}-{target.precision}{suffix}", target.format, target.precision, scheme)
+    made_for = _made_for(target.runtime)
+    name = f"{made_for or target.format}-{target.precision}{suffix}"
+    return Artifact(name, target.format, target.precision, scheme, made_for)
+
+
+def _float(form: str, runtime: str) -> Artifact:
+    made_for = _made_for(runtime)
+    return Artifact(f"{made_for or form}-fp32", form, "fp32", made_for=made_for)
+
+
+def _made_for(runtime: str) -> str:
+    """Files that the format's own runtime and an accelerator of it (TensorRT) share are one artifact."""
+    return runtime if runtime in OWN_FILES else ""
 
 
 def _candidate_id(target: Target, threads: int) -> str:
@@ -184,7 +227,7 @@ def _references(candidates: tuple[Candidate, ...], artifacts: dict[str, Artifact
             continue
         source = artifacts[candidate.artifact]
         if source.precision != "fp32":
-            artifact = Artifact(f"{source.format}-fp32", source.format, "fp32")
+            artifact = _float(source.format, candidate.runtime)
             artifacts.setdefault(artifact.id, artifact)
             name = f"{candidate.runtime}-fp32-{candidate.threads}t"
             references.append(

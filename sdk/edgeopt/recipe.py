@@ -10,6 +10,7 @@ Rules:
 name = "efficientnet-lite0"           # of the package; default: the source's name
 version = "1"                         # default: 12 digits of a digest of everything that went in
 precisions = ["int8", "fp16"]         # default: what the device's profile lists, and what suits the model
+runtimes = ["onnxruntime"]            # default: every runtime of the profile that is not optional
 effort = "default"                    # or "quick", "extensive"
 labels = "labels.txt"                 # one class a line, put into the package
 
@@ -80,6 +81,7 @@ class Recipe:
     name: str = ""
     version: str = ""
     precisions: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
     effort: str = "default"
     labels: str = ""
     preprocess: Mapping[str, Any] = field(default_factory=dict)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from edgeopt.evaluate.outputs import Outputs
     from edgeopt.evaluate.samples import Samples
 
-RUNTIME_OF = {"onnx": "onnxruntime", "litert": "litert"}
 
 GOLDEN_SAMPLES = 2
 """Enough to notice a wrong kernel; each costs a device's disk one input in half precision."""
@@ -151,7 +150,7 @@ def _plain(manifest: Manifest, artifact: Artifact) -> Manifest:
     variant: Variant = next(entry for entry in manifest.variants if entry.file == artifact.file)
     here = replace(
         variant,
-        runtime=RUNTIME_OF[artifact.format],
+        runtime=artifact.runtime,
         accelerator="cpu",
         threads=1,
         options={},
