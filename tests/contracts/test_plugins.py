@@ -20,7 +20,7 @@ from edgeopt_profiles.support import Placement
 from edgeopt_wire import seam
 from edgeopt_wire.errors import RecipeError, UnsupportedError
 
-FORMATS = {"torch", "onnx", "litert"}
+FORMATS = {"torch", "onnx", "litert", "executorch"}
 RUNTIMES = seam.names("edgeopt_agent.runtimes")
 TRANSPORTS = seam.names("edgeopt_agent.transports")
 CONVERTERS = converters.names()
