@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from edgeopt.artifacts import Adapted, Made, lower, optimize
 from edgeopt.passes import Order
-from edgeopt.passes.correct_bias import CorrectionOrder
 from edgeopt.passes.quantize_dynamic import Options as DynamicOptions
 from edgeopt.passes.quantize_weights import Options as WeightOptions
 from edgeopt.passes.round_weights import Options as RoundOptions
@@ -96,7 +95,7 @@ def _corrected(made: Made, order: Order, samples: Samples | None, recipe: Recipe
 
     found = made.description
     reference = Model("onnx", onnx.load(made.origin or made.file), found.name, found.inputs, found.outputs)
-    correction = CorrectionOrder(
+    correction = Order(
         samples=order.samples,
         exclude=recipe.exclude,
         options=recipe.options("correct_bias"),

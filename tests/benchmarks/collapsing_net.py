@@ -359,9 +359,7 @@ def _cured(floating: Path, source: Any, images: np.ndarray, folder: Path) -> dic
 
     def correct(made: Model, reference: Model, mode: str) -> Model:
         options = correct_bias.Options(mode)
-        return correct_bias.apply(
-            made, correct_bias.CorrectionOrder(samples=samples, options=options, reference=reference)
-        ).model
+        return correct_bias.apply(made, Order(samples=samples, options=options, reference=reference)).model
 
     prepared = {
         "as it is": lambda: model,

@@ -22,6 +22,8 @@ from edgeopt_profiles.profile import Scheme
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgeopt.training.spans import LearnedRange
+
 
 @dataclass(frozen=True)
 class Order:
@@ -30,7 +32,9 @@ class Order:
     `samples` gives the model's inputs by name, batch 1; it can be walked any number of times. `exclude` holds names
     or types of operators that stay in float. `options` is an instance of the pass's own `Options`, None for its
     defaults. `checkpoint` is where a long walk over the samples may keep itself, so that it can be resumed.
-    `on_sample` is called after every sample, for progress.
+    `on_sample` is called after every sample, for progress. `reference` is the float model, for passes that compare with
+    it or learn from it. `ranges` were learned: a quantizer takes them instead of calibrated ones where it finds their
+    tensors.
     """
 
     scheme: Scheme | None = None
@@ -40,11 +44,17 @@ class Order:
     options: object | None = None
     checkpoint: Path | None = None
     on_sample: Callable[[], None] = lambda: None
+    reference: Model | None = None
+    ranges: tuple[LearnedRange, ...] = ()
 
 
 @dataclass(frozen=True)
 class Result:
-    """A pass's outcome: the new model, and what a reader of the report must know about it."""
+    """A pass's outcome: the new model, and what a reader of the report must know about it.
+
+    `ranges` are those that the pass learned or, of a quantizer, that it was given and took.
+    """
 
     model: Model
     notes: tuple[str, ...] = ()
+    ranges: tuple[LearnedRange, ...] = ()

@@ -67,13 +67,6 @@ class Options:
 
 
 @dataclass(frozen=True)
-class CorrectionOrder(Order):
-    """An order that carries the float model which the quantized one was made from."""
-
-    reference: Model | None = None
-
-
-@dataclass(frozen=True)
 class _Layer:
     """A layer of the quantized model, and what its output is called in both models."""
 
@@ -85,7 +78,7 @@ class _Layer:
 def apply(model: Model, order: Order) -> Result:
     """Correct the biases of every Conv and Gemm that has integer weights.
 
-    `order` is a `CorrectionOrder`; what `order.exclude` selects keeps its bias.
+    `order.reference` is the float model that it was made from; what `order.exclude` selects keeps its bias.
 
     Raises:
         RecipeError: No calibration samples, no float model, the model at hand is not quantized, or
@@ -93,8 +86,7 @@ def apply(model: Model, order: Order) -> Result:
     """
     import onnx
 
-    reference = getattr(order, "reference", None)
-    if reference is None:
+    if order.reference is None:
         raise RecipeError(
             "correct_bias compares a quantized model with its float model, and none was given; "
             "it runs after quantize_static"
@@ -103,7 +95,7 @@ def apply(model: Model, order: Order) -> Result:
     samples = list(islice(order.samples, options.samples))
     if not samples:
         raise RecipeError("correct_bias needs calibration samples; give --calibration DATA")
-    exact = fold(reference.program)
+    exact = fold(order.reference.program)
     program = onnx.ModelProto()
     program.CopyFrom(model.program)
     graph = _Graph(program)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeopt.calibrate import Calibration
 from edgeopt.onnx_graphs import fold, observer
 from edgeopt.passes import Order, correct_bias, quantize_static
-from edgeopt.passes.correct_bias import CorrectionOrder, Options
+from edgeopt.passes.correct_bias import Options
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError
@@ -67,7 +67,7 @@ def _quantized(model: Model, scheme: Scheme = PER_TENSOR) -> Model:
 
 
 def _corrected(model: Model, quantized: Model, mode: str, **more: Any) -> Any:
-    order = CorrectionOrder(samples=_samples(16), options=Options(mode), reference=model, **more)
+    order = Order(samples=_samples(16), options=Options(mode), reference=model, **more)
     return correct_bias.apply(quantized, order)
 
 
@@ -131,7 +131,7 @@ def test_fast_shifts_by_the_mean_input_times_the_weights_error() -> None:
     model = Model("onnx", program, "net", spec, (TensorSpec("y", (1, 6), "float32"),))
     samples = [{"x": rng.uniform(3, 5, size=(1, 5)).astype(np.float32)} for _ in range(32)]
     quantized = quantize_static.apply(model, Order(PER_TENSOR, Calibration("minmax"), samples)).model
-    order = CorrectionOrder(samples=samples, options=Options("fast"), reference=model)
+    order = Order(samples=samples, options=Options("fast"), reference=model)
     before, after = (_tensors(m) for m in (quantized, correct_bias.apply(quantized, order).model))
     step = before["b_quantized_scale"]
     rounded = before["w_quantized"].astype(np.float64) * before["w_scale"]
@@ -186,7 +186,7 @@ def test_an_excluded_layer_keeps_its_bias() -> None:
 def test_progress_is_one_walk_whatever_the_mode(mode: str) -> None:
     ticks: list[int] = []
     model = _net()
-    order = CorrectionOrder(
+    order = Order(
         samples=_samples(16), options=Options(mode, 8), reference=model, on_sample=lambda: ticks.append(1)
     )
     correct_bias.apply(_quantized(model), order)
@@ -199,8 +199,8 @@ def test_what_it_needs_is_asked_for() -> None:
     with pytest.raises(RecipeError, match="float model"):
         correct_bias.apply(quantized, Order(samples=_samples(2)))
     with pytest.raises(RecipeError, match="calibration samples"):
-        correct_bias.apply(quantized, CorrectionOrder(reference=model))
+        correct_bias.apply(quantized, Order(reference=model))
     with pytest.raises(RecipeError, match="no layer with integer weights"):
-        correct_bias.apply(model, CorrectionOrder(samples=_samples(2), reference=model))
+        correct_bias.apply(model, Order(samples=_samples(2), reference=model))
     with pytest.raises(ValueError, match="fast"):
         Options("fats")
