@@ -42,9 +42,7 @@ def load_onnx(
     _check(program, path)
     _drop_weight_inputs(program.graph)
     _make_static(program, {spec.name: spec for spec in inputs}, path)
-    if constants or any(
-        attribute.HasField("g") for node in program.graph.node for attribute in node.attribute
-    ):
+    if constants or _has_branches(program.graph) or not _says_shapes(program):
         program, notes = specialise(program, _typed(program, constants or {}, path))
         for note in notes:
             _log.info("%s: %s", path, note)
@@ -179,6 +177,25 @@ def _fix_shape(value: Any, given: TensorSpec | None, path: Path) -> bool:
 
 def _advice(name: str) -> str:
     return f"give its shape in the recipe: [[inputs]] with name = {name!r}, shape = [...] and dtype"
+
+
+def _has_branches(graph: Any) -> bool:
+    return any(attribute.HasField("g") for node in graph.node for attribute in node.attribute)
+
+
+def _says_shapes(program: Any) -> bool:
+    """Whether ONNX's own inference finds all output shapes; it does not follow every way to compute a shape."""
+    import onnx
+
+    try:
+        found = onnx.shape_inference.infer_shapes(program, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return True  # what is wrong is told where the model is checked
+    return all(
+        value.type.tensor_type.HasField("shape")
+        and all(axis.dim_value > 0 for axis in value.type.tensor_type.shape.dim)
+        for value in found.graph.output
+    )
 
 
 def _modern(program: Any, path: Path) -> Any:

@@ -62,10 +62,15 @@ def specialise(program: Any, values: Mapping[str, np.ndarray] | None = None) -> 
     lifted = _lift_constants(new)
     taken = []
     new = onnx.shape_inference.infer_shapes(new, data_prop=True)
-    while decided := _decide(new):
-        graph, node, is_true = decided
-        taken.append(f"{node.name or node.output[0]}: {'then' if is_true else 'else'}")
-        _inline(new, graph, node, "then_branch" if is_true else "else_branch")
+    while True:  # a constant settles shapes, and these settle more constants
+        before = len(new.graph.initializer)
+        decided = _decide(new)
+        if decided is None and len(new.graph.initializer) == before:
+            break
+        if decided is not None:
+            graph, node, is_true = decided
+            taken.append(f"{node.name or node.output[0]}: {'then' if is_true else 'else'}")
+            _inline(new, graph, node, "then_branch" if is_true else "else_branch")
         new = onnx.shape_inference.infer_shapes(new, data_prop=True)
     _drop_unused(new)
     if lifted:

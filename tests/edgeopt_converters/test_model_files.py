@@ -204,3 +204,26 @@ def test_mlperf_tiny_resnet_is_counted_as_published(file, dtype, integers):
     found = graph.of(model)
     assert found.macs == 12_501_632
     assert sum(operator.dtype == "int8" for operator in found.operators) == integers
+
+
+def test_a_shape_that_one_reshape_computes_for_the_next_is_found(tmp_path):
+    program = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 13]>
+        twice (float[n, 4, 6] x) => (float[a, b, c] y)
+        <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[2] tail = {2, -1}, int64[1] rest = {-1}> {
+          shape = Shape(x)
+          batch = Slice(shape, zero, one)
+          small = Cast <to = 6> (batch)
+          wide = Cast <to = 7> (small)
+          first = Concat <axis = 0> (wide, tail)
+          halves = Reshape(x, first)
+          again = Shape(halves)
+          kept = Slice(again, zero, two)
+          four = Mul(two, two)
+          second = Concat <axis = 0> (kept, four, rest)
+          whole = Reshape(halves, second)
+          y = ReduceSum <keepdims = 0> (whole, rest)
+        }"""
+    )
+    onnx.save(program, tmp_path / "m.onnx")
+    assert [spec.shape for spec in load_onnx(tmp_path / "m.onnx", name="m").outputs] == [(1, 2, 4)]
