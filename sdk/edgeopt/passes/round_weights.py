@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.onnx_graphs import fold, observer
 from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
-from edgeopt.simulate.pairs import partners
-from edgeopt.simulate.safe_rounding import pinned, room, row_ranges
+from edgeopt.simulate.pairs import every_partner
+from edgeopt.simulate.safe_rounding import pinned, room_among, row_ranges
 from edgeopt_converters.model import Model
 from edgeopt_wire.errors import RecipeError
 
@@ -277,15 +277,15 @@ def _from_rows(layer: _Layer, rows: np.ndarray, weight: np.ndarray) -> np.ndarra
 
 
 def _partner(layer: _Layer, shape: tuple[int, ...]) -> np.ndarray:
-    """Which weight each one is multiplied with in a pair, on CPUs that add pairs in 16 bits."""
+    """Which weights each one is multiplied with in a pair, on CPUs that add pairs in 16 bits."""
     import numpy as np
 
     if layer.node.op_type != "Conv":
-        return partners(layer.moments.shape[1], 1)
+        return every_partner(layer.moments.shape[1], 1)
     positions = int(np.prod(shape[2:]))
     if shape[1] == 1 and shape[0] == layer.groups:
         return np.full(positions, -1)  # depthwise: one by one
-    return partners(shape[1], positions)
+    return every_partner(shape[1], positions)
 
 
 def _solve(target: np.ndarray, moments: np.ndarray, damping: float, partner: np.ndarray) -> np.ndarray:
@@ -309,8 +309,7 @@ def _solve(target: np.ndarray, moments: np.ndarray, damping: float, partner: np.
     result = np.nan_to_num(pins)
     for column in range(inputs):
         at = order[column]
-        beside = result[:, partner[at]] if partner[at] >= 0 else np.zeros(len(work))
-        rounded = np.clip(np.rint(work[:, column]), *room(beside))
+        rounded = np.clip(np.rint(work[:, column]), *room_among(result, at, partner))
         rounded = np.where(np.isnan(pins[:, at]), rounded, pins[:, at])
         result[:, at] = rounded
         error = (work[:, column] - rounded) / factor[column, column]

@@ -105,6 +105,7 @@ class _Graph:
             raw_offset=128 if source_grid.dtype.kind == "i" else 0,
             is_unsigned=is_unsigned,
             is_depthwise=is_depthwise(node, weights.integers.shape),
+            channels=weights.integers.shape[1] if node.op_type == "Conv" else matrix.shape[1],
         )
 
     def _dynamic_layer(self, node: Node) -> Layer | None:
@@ -117,8 +118,9 @@ class _Graph:
         if matrix is None or source is None or source.op_type != _DYNAMIC:
             return None
         return Layer(
-            node.name, node.op_type, matrix, "", None, raw_offset=0, is_unsigned=True, is_depthwise=False
-        )
+            node.name, node.op_type, matrix, "", None,
+            raw_offset=0, is_unsigned=True, is_depthwise=False, channels=matrix.shape[1],
+        )  # fmt: skip
 
     def _moved_from(self, name: str) -> Node | None:
         node = self.producers.get(name)

@@ -35,6 +35,8 @@ class Layer:
     raw_offset: int
     is_unsigned: bool
     is_depthwise: bool
+    channels: int
+    """How many inputs of a group there are at each position of a kernel; K itself for a matrix product."""
 
     @property
     def is_paired(self) -> bool:

@@ -21,6 +21,11 @@ library that does not look for VNNI; both give the same file):
   session option `session.x64quantprecision` is "1" (`avx2_weight_s8_to_u8.cc`: weights become u8 where one is beyond
   -64 .. 64), which makes every layer slower, on CPUs with VNNI too.
 
+OpenVINO 2026.4 (oneDNN's kernels, AVX2 and AVX-512BW alike) pairs input channels (2i, 2i+1) of one kernel position; where
+channels are odd, the last one goes alone, so that its pairs differ from ONNX Runtime's in first layers of 3 channels.
+Depthwise kernels are exact, int8 activations become uint8. Asked of the kernels themselves with one pair of large
+weights at a time and `ONEDNN_MAX_CPU_ISA` (`tests/edgeopt/simulate/test_pairs_openvino.py`). A file must be safe in both.
+
 The cure is in the weights: where no pair of a column has positive parts, or negative parts, that add up to more than
 128, no byte can overflow it (128 * 255 = 32640). Seven bits (-64 .. 64) are enough for that, and more than is needed:
 only channels that have such a pair need a wider scale, and only by as much as their worst pair asks for.
@@ -118,10 +123,37 @@ def safe_ranges(matrix: np.ndarray) -> np.ndarray:
     return np.asarray(np.maximum(abs(wide).max(axis=1), one_sided(wide).max(axis=1)))
 
 
+def orders(matrix: np.ndarray, channels: int) -> tuple[np.ndarray, ...]:
+    """Lay weights (groups, K, N), K of `channels` a position, out as each runtime pairs them: ONNX Runtime, oneDNN.
+
+    One of the two where both pair alike: channels are even, or there is one position.
+    """
+    import numpy as np
+
+    groups, depth, outputs = matrix.shape
+    if channels % 2 == 0 or channels == depth:
+        return (matrix,)
+    by_position = matrix.reshape(groups, depth // channels, channels, outputs)
+    padded = np.pad(by_position, ((0, 0), (0, 0), (0, 1), (0, 0)))
+    return matrix, padded.reshape(groups, -1, outputs)
+
+
+def every_partner(channels: int, positions: int) -> np.ndarray:
+    """The partners of each weight in every runtime: `partners`, and with odd channels oneDNN's, as (orders, K)."""
+    import numpy as np
+
+    found = partners(channels, positions)
+    if channels % 2 == 0 or positions == 1:
+        return found[None]
+    channel, position = np.divmod(np.arange(channels * positions), positions)
+    other = channel ^ 1
+    return np.stack([found, np.where(other < channels, other * positions + position, -1)])
+
+
 def partners(channels: int, positions: int) -> np.ndarray:
     """For weights flattened as ONNX has them (channel, position), the index of each one's partner, -1 for none.
 
-    For a pass that chooses integers one by one and must keep pairs safe. A matrix product has 1 position.
+    For a pass that chooses integers one by one and must keep pairs safe in ONNX Runtime. A matrix product has 1 position.
     """
     import numpy as np
 

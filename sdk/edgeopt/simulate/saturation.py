@@ -3,7 +3,7 @@
 
 Every layer is judged by its own: its exact inputs, its output once exact and once with saturating pairs. The whole
 net is run twice, so that losses add up as they do on such a CPU. Arithmetic, sources and what is certain of them:
-`edgeopt.simulate.pairs`.
+`edgeopt.simulate.pairs`. What is simulated is ONNX Runtime; that nothing *can* saturate is said of OpenVINO too.
 
 What does not help, so that nobody tries it: int8 activations (s8s8). ONNX Runtime makes them uint8 on x86, with a
 zero point near 128, and pairs saturate more often. What helps without a change of the weights: the session option
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.simulate.integer import IntegerNet
 from edgeopt.simulate.layers import LAYER_TYPES, Layer, is_depthwise, output_axis, parse, weight_matrix
-from edgeopt.simulate.pairs import can_saturate, excess, safe_ranges, worst_sum
+from edgeopt.simulate.pairs import can_saturate, excess, orders, safe_ranges, worst_sum
 from edgeopt.simulate.values import Accumulated, quantize
 from edgeopt_converters.model import Model
 from edgeopt_wire import seam
@@ -177,6 +177,7 @@ def narrow_ranges(program: Any, layers: Iterable[str]) -> dict[str, WeightRanges
         RecipeError: There is no such layer.
         UnsupportedError: The layer has no constant weights, or shares them along another axis.
     """
+    import numpy as np
     from onnx import numpy_helper
 
     nodes = {node.name: node for node in map(parse, program.graph.node) if node.op_type in LAYER_TYPES}
@@ -193,7 +194,9 @@ def narrow_ranges(program: Any, layers: Iterable[str]) -> dict[str, WeightRanges
             raise UnsupportedError(f"narrow_ranges: layer {name!r} has no constant weights that are a matrix")
         if is_depthwise(node, values.shape):
             continue
-        ranges = WeightRanges(output_axis(node), tuple(safe_ranges(matrix).reshape(-1).tolist()))
+        channels = values.shape[1] if node.op_type == "Conv" else matrix.shape[1]
+        widest = np.max([safe_ranges(ordered) for ordered in orders(matrix, channels)], axis=0)
+        ranges = WeightRanges(output_axis(node), tuple(widest.reshape(-1).tolist()))
         found[weight] = _widest(weight, found.get(weight, ranges), ranges)
     return found
 
@@ -245,8 +248,9 @@ class _Tally:
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
-        self.worst_sum = worst_sum(layer.matrix) if layer.is_paired else 0
-        self.can_saturate = layer.is_paired and can_saturate(layer.matrix)
+        ways = orders(layer.matrix, layer.channels) if layer.is_paired else ()
+        self.worst_sum = max(map(worst_sum, ways), default=0)
+        self.can_saturate = any(map(can_saturate, ways))
         self.pair_sums = self.clipped = 0
         self.ratio = _Ratio()
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from edgeopt.simulate import pairs
-from edgeopt.simulate.safe_rounding import GRID, pinned, room, row_ranges
+from edgeopt.simulate.safe_rounding import GRID, pinned, room_among, row_ranges
 
 
 def chosen(rows: np.ndarray, partner: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -15,8 +15,7 @@ def chosen(rows: np.ndarray, partner: np.ndarray, rng: np.random.Generator) -> t
     pins = pinned(target, partner)
     integers = np.nan_to_num(pins)
     for column in range(rows.shape[1]):
-        beside = integers[:, partner[column]] if partner[column] >= 0 else np.zeros(len(rows))
-        low, high = room(beside)
+        low, high = room_among(integers, column, partner)
         wished = np.rint(target[:, column] + rng.uniform(-3, 3, len(rows)))
         free = np.isnan(pins[:, column])
         integers[free, column] = np.clip(wished, low, high)[free]
@@ -47,6 +46,20 @@ def test_no_choice_within_the_rules_can_saturate(seed: int, channels: int, posit
     integers, _ = chosen(rows, pairs.partners(channels, positions), np.random.default_rng(seed + 100))
     assert np.abs(integers).max() <= GRID
     assert not pairs.can_saturate(as_matrix(integers, channels))
+
+
+@pytest.mark.parametrize(("channels", "positions"), [(3, 9), (5, 4), (8, 1), (4, 9), (5, 1)])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_choice_can_saturate_in_any_runtime(seed: int, channels: int, positions: int) -> None:
+    rows = weights(seed, channels, positions)
+    everyone = pairs.every_partner(channels, positions)
+    integers, scale = chosen(rows, everyone, np.random.default_rng(seed + 100))
+    ways = pairs.orders(as_matrix(integers, channels), channels)
+    assert len(ways) == len(everyone)
+    assert not any(pairs.can_saturate(way) for way in ways)
+    stored = (integers * scale).astype(np.float32)
+    found = [pairs.safe_ranges(way)[0] for way in pairs.orders(as_matrix(stored, channels), channels)]
+    assert np.max(found, axis=0) == pytest.approx(scale[:, 0] * GRID), "the quantizer finds the same scales"
 
 
 @pytest.mark.parametrize(("channels", "positions"), [(3, 9), (8, 1), (4, 9), (5, 1), (1, 9)])
