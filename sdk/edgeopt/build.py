@@ -34,6 +34,7 @@ from edgeopt.coverage import read as read_coverage
 from edgeopt.mixed import Mixed, Wanted, search_mixed, with_mixed
 from edgeopt.package import GOLDEN_INPUTS, SUFFIX, file_entries, report_path, write_manifest, write_package
 from edgeopt.plan import BASELINE, MIN_SQNR_DB, Candidate, Plan, make_plan, suits_dynamic
+from edgeopt.predict import Prediction, foresee, predictions
 from edgeopt.progress import Progress
 from edgeopt.recipe import Recipe
 from edgeopt.reporting import Work, build_report, choose, repeatable
@@ -98,6 +99,18 @@ def plan_build(request: BuildRequest) -> Plan:
     return make_plan(load_profile(request.device), request.recipe)
 
 
+def foresee_build(request: BuildRequest, plan: Plan) -> dict[str, Prediction]:
+    """Estimate what a build would give, by candidate; nothing where the model is no ONNX file yet.
+
+    Raises:
+        RecipeError: The ONNX file cannot be read.
+    """
+    if not request.model.endswith(".onnx") or plan.device.id == "host":
+        return {}
+    source = load_source(request.model, request.recipe)
+    return foresee(plan, graph.of(source.model).operators)
+
+
 def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutcome:
     """Build the package that `request` asks for, and its report.
 
@@ -135,7 +148,17 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
         attributions = _attribute(plan, made, loaded, bench)
         measured = _measure(stage, manifest, plan, progress, quick=request.quick)
         work = Work(
-            request, plan, made, loaded.source, manifest, validation, measured, coverage, attributions, mixed
+            request,
+            plan,
+            made,
+            loaded.source,
+            manifest,
+            validation,
+            measured,
+            coverage,
+            attributions,
+            mixed,
+            predictions(plan, {name: graph.of(entry.model()).operators for name, entry in made.items()}),
         )
         with progress.stage("package and report"):
             return _finish(work, stage, progress)

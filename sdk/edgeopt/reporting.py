@@ -14,6 +14,7 @@ from edgeopt.budget import Facts
 from edgeopt.coverage import Coverage, problems
 from edgeopt.evaluate.metrics import SQNR_CEILING_DB
 from edgeopt.plan import BASELINE, Candidate, Plan
+from edgeopt.predict import Prediction, is_slower
 from edgeopt.report import document
 from edgeopt.validate import Validation
 from edgeopt_converters import graph
@@ -52,6 +53,11 @@ class Work:
     coverage: Mapping[str, Coverage] = field(default_factory=dict)
     attributions: Mapping[str, Attribution] = field(default_factory=dict)
     mixed: Mixed | None = None
+    predictions: Mapping[str, Prediction] = field(default_factory=dict)
+
+    def prediction(self, candidate_id: str) -> Prediction:
+        """What is estimated of a candidate on the device, or why nothing is."""
+        return self.predictions.get(candidate_id, Prediction(None))
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ def _choose_by_speed(work: Work, candidate: Candidate) -> Choice:
     if faster is None or candidate.id == reference_of(candidate):
         return Choice(True, kept)
     if not _speaks_for_device(work):
-        return Choice(True, f"{kept}; its speed is the device's to measure, this machine is of another kind")
+        return _choose_by_estimate(work, candidate, kept)
     if _is_slower(work.measured[candidate.id], work.measured[reference_of(candidate)]):
         return Choice(
             False,
@@ -136,6 +142,21 @@ def _choose_by_speed(work: Work, candidate: Candidate) -> Choice:
             is_slower=True,
         )
     return Choice(True, kept)
+
+
+def _choose_by_estimate(work: Work, candidate: Candidate, kept: str) -> Choice:
+    """Refuse what is estimated to be slower even at its best; between the intervals the device measures."""
+    own = work.prediction(candidate.id)
+    reference = work.prediction(reference_of(candidate)).estimate
+    if own.estimate is None:
+        return Choice(True, f"{kept}; its speed is the device's to measure, this machine is of another kind")
+    if reference is not None and is_slower(own.estimate, reference):
+        return Choice(
+            False,
+            f"{own.estimate.short()} on the device, the float file {reference.short()}: slower with confidence",
+            is_slower=True,
+        )
+    return Choice(True, f"{kept}; {own.estimate.short()} on the device, which measures it on installation")
 
 
 def _is_slower(own: Measurement, reference: Measurement) -> bool:
@@ -175,6 +196,8 @@ def _facts(work: Work, candidate: Candidate) -> Facts:
         measurement=work.measured.get(candidate.id),
         coverage=coverage.mac_share if coverage else None,
         on_device=work.plan.device.id == "host",
+        estimate=work.prediction(candidate.id).estimate,
+        no_estimate=work.prediction(candidate.id).reason,
     )
 
 
@@ -214,7 +237,9 @@ def build_report(work: Work, choices: Mapping[str, Choice], progress: Progress) 
 def repeatable(report: document.BuildReport) -> document.BuildReport:
     """The part of a report that the same inputs give again: no times, no latencies; this part is signed."""
     candidates = tuple(
-        replace(entry, measurement=None, times_faster=None) for entry in report.candidates if entry.shipped
+        replace(entry, measurement=None, times_faster=None, estimate=None, no_estimate="")
+        for entry in report.candidates
+        if entry.shipped
     )
     return replace(report, stages=(), candidates=candidates, decisions=(), warnings=())
 
@@ -246,6 +271,8 @@ def _candidate(
         fidelity=_fidelity(work, candidate),
         figures=_figures(work, candidate),
         coverage=work.coverage.get(candidate.artifact),
+        estimate=work.prediction(candidate.id).estimate,
+        no_estimate=work.prediction(candidate.id).reason,
     )
 
 
@@ -375,6 +402,9 @@ def _decisions(work: Work, choices: Mapping[str, Choice]) -> tuple[document.Deci
             found.append(document.Decision(name, f"--max-drop: {verdict.answer}", verdict.sentence()))
     found.extend(_explained(work))
     for candidate in plan.candidates:
+        estimate = work.prediction(candidate.id).estimate
+        if estimate is not None:
+            found.append(document.Decision(candidate.id, estimate.short(), f"not measured: {estimate.basis}"))
         choice = choices[candidate.id]
         found.append(
             document.Decision(candidate.id, "shipped" if choice.shipped else "not shipped", choice.reason)

@@ -4,6 +4,7 @@
 import pytest
 
 from edgeopt.budget import Budget, Facts, drop, parse_drop, parse_duration_ns, parse_share, parse_size_bytes
+from edgeopt.predict import Estimate
 from edgeopt_wire.errors import RecipeError
 from edgeopt_wire.manifest import Quality
 
@@ -60,6 +61,35 @@ def test_every_broken_limit_is_said() -> None:
 def test_a_latency_of_another_machine_proves_nothing() -> None:
     reasons = Budget(max_latency_ns=10**9).broken_by(Facts(1))
     assert "not the device" in reasons[0]
+
+
+ESTIMATE = Estimate(12_000_000, 8_000_000, 19_000_000, "runtime", "112 published latencies")
+
+
+@pytest.mark.parametrize(
+    ("limit_ms", "says"),
+    [
+        (21.0, ""),
+        (20.0, "cannot be told"),
+        (9.0, "cannot be told"),
+        (8.0, "estimated 12 ms (8 to 19), --max"),
+    ],
+)
+def test_an_estimate_keeps_a_limit_only_with_its_whole_interval(limit_ms: float, says: str) -> None:
+    """p90 is 1.06 of p50: 20.1 and 8.5 ms."""
+    reasons = Budget(max_latency_ns=round(limit_ms * 1e6)).broken_by(Facts(1, estimate=ESTIMATE))
+    assert len(reasons) == bool(says)
+    assert says in "".join(reasons)
+
+
+def test_an_estimate_says_nothing_where_the_device_was_measured() -> None:
+    reasons = Budget(max_latency_ns=10**9).broken_by(Facts(1, estimate=ESTIMATE, on_device=True))
+    assert "could not be measured here" in reasons[0]
+
+
+def test_why_there_is_no_estimate_is_part_of_the_reason() -> None:
+    reasons = Budget(max_latency_ns=10**9).broken_by(Facts(1, no_estimate="its profile gives no clock"))
+    assert "its profile gives no clock" in reasons[0]
 
 
 def test_a_relative_drop_is_a_part_of_the_baselines_figure() -> None:

@@ -14,6 +14,7 @@ from edgeopt.budget import Budget
 from edgeopt.build import BuildRequest
 from edgeopt.coverage import Coverage
 from edgeopt.plan import make_plan
+from edgeopt.predict import Estimate, Prediction
 from edgeopt.recipe import Recipe
 from edgeopt.reporting import Work, choose
 from edgeopt.sources import Source
@@ -97,6 +98,38 @@ def test_another_kind_of_machine_does_not_judge_speed(tmp_path: Path) -> None:
     candidate = next(c.id for c in work.plan.candidates if c.id.startswith("onnxruntime-int8"))
     assert found[candidate].shipped
     assert "the device's to measure" in found[candidate].reason
+
+
+def _predicted(
+    work: Work, own_ms: tuple[float, float, float], reference_ms: tuple[float, float, float]
+) -> Work:
+    def prediction(values: tuple[float, float, float]) -> Prediction:
+        return Prediction(
+            Estimate(*(round(value * 1e6) for value in values), "runtime", "published latencies")
+        )
+
+    return replace(
+        work,
+        predictions={
+            "onnxruntime-int8-1t": prediction(own_ms),
+            "onnxruntime-fp32-1t": prediction(reference_ms),
+        },
+    )
+
+
+def test_what_is_estimated_to_be_slower_with_confidence_is_not_shipped(tmp_path: Path) -> None:
+    work = _work(tmp_path, {}, device="raspberry-pi-5")
+    found = choose(_predicted(work, (30, 21, 40), (15, 10, 20)))
+    assert not found["onnxruntime-int8-1t"].shipped
+    assert "estimated 30 ms (21 to 40)" in found["onnxruntime-int8-1t"].reason
+    assert found["onnxruntime-fp32-1t"].shipped
+
+
+def test_what_is_estimated_to_be_perhaps_slower_is_the_devices_to_measure(tmp_path: Path) -> None:
+    work = _work(tmp_path, {}, device="raspberry-pi-5")
+    found = choose(_predicted(work, (30, 19, 40), (15, 10, 20)))
+    assert found["onnxruntime-int8-1t"].shipped
+    assert "which measures it" in found["onnxruntime-int8-1t"].reason
 
 
 def test_too_few_operations_in_integers_break_the_budget(tmp_path: Path) -> None:

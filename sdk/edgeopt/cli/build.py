@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from edgeopt.build import BuildOutcome, BuildRequest
     from edgeopt.plan import Plan
+    from edgeopt.predict import Prediction
 
 
 def _devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click's
@@ -40,7 +41,9 @@ def _devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     help="Use only this many samples of it, drawn with a fixed seed.",
 )
 @click.option("--max-drop", metavar="SHARE", help="Largest loss of the metric, e.g. 1% (points) or 1%rel.")
-@click.option("--max-latency", metavar="TIME", help="Largest p90 on the device, e.g. 10ms.")
+@click.option(
+    "--max-latency", metavar="TIME", help="Largest p90 on the device, measured there or estimated, e.g. 10ms."
+)
 @click.option("--max-size", metavar="SIZE", help="Largest model file, e.g. 5MB.")
 @click.option(
     "--mem", metavar="SIZE", help="Largest peak memory of a process that runs the model, e.g. 200MB."
@@ -78,7 +81,7 @@ def command(
 
     Exit codes: 0 done, 1 failed, 2 usage, 3 the budget was not met (the report shows the nearest candidates).
     """
-    from edgeopt.build import build, plan_build
+    from edgeopt.build import build, foresee_build, plan_build
     from edgeopt.cache import Cache, default_folder
     from edgeopt.cli._progress import TerminalWatcher
     from edgeopt.progress import Progress
@@ -86,7 +89,8 @@ def command(
     request = _request(model, **options)
     if dry_run:
         plan = plan_build(request)
-        emit(_plan_document(plan), as_json, lambda console: _print_plan(console, plan))
+        foreseen = foresee_build(request, plan)
+        emit(_plan_document(plan, foreseen), as_json, lambda console: _print_plan(console, plan, foreseen))
         return
     store = Cache(None if no_cache else cache or default_folder())
     with TerminalWatcher(console_err()) as watcher:
@@ -142,7 +146,9 @@ def _request(
     )
 
 
-def _plan_document(plan: Plan) -> dict[str, Any]:
+def _plan_document(plan: Plan, foreseen: dict[str, Prediction]) -> dict[str, Any]:
+    from edgeopt_wire.document import to_json
+
     return {
         "schema": "edgeopt.plan/1",
         "device": plan.device.id,
@@ -158,13 +164,14 @@ def _plan_document(plan: Plan) -> dict[str, Any]:
                 "threads": c.threads,
                 "accelerator": c.accelerator,
                 "reference": c.reference,
+                **({"prediction": to_json(foreseen[c.id])} if c.id in foreseen else {}),
             }
             for c in plan.candidates
         ],
     }
 
 
-def _print_plan(console: Console, plan: Plan) -> None:
+def _print_plan(console: Console, plan: Plan, foreseen: dict[str, Prediction]) -> None:
     from rich.table import Table
 
     table = Table(title=f"What a build for {plan.device.id} makes", title_justify="left")
@@ -178,6 +185,11 @@ def _print_plan(console: Console, plan: Plan) -> None:
             candidate.id, artifact.file, made_by, str(candidate.threads), candidate.accelerator, shipped
         )
     console.print(table)
+    for name, prediction in foreseen.items():
+        if prediction.estimate is not None:
+            console.print(f"{name}: {prediction.estimate.sentence()}", highlight=False)
+    for reason in dict.fromkeys(found.reason for found in foreseen.values() if found.reason):
+        console.print(f"no estimate: {reason}", highlight=False)
 
 
 def _document(outcome: BuildOutcome) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeopt.attribute import Attribution
 from edgeopt.coverage import Coverage
+from edgeopt.predict import Estimate
 from edgeopt.search import Journal
 from edgeopt_wire.manifest import Provenance, Quality
 from edgeopt_wire.measurement import Measurement
@@ -67,7 +68,10 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run the model. `times_faster` is against float in the same runtime with as many threads."""
+    """One way to run the model. `times_faster` is against float in the same runtime with as many threads.
+
+    `estimate` is of the device and not measured; `no_estimate` says why there is none.
+    """
 
     id: str
     runtime: str
@@ -89,6 +93,8 @@ class Candidate:
     fidelity: Fidelity | None = None
     figures: tuple[Figure, ...] = ()
     coverage: Coverage | None = None
+    estimate: Estimate | None = None
+    no_estimate: str = ""
 
 
 @dataclass(frozen=True)

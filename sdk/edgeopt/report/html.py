@@ -39,6 +39,10 @@ def render(report: BuildReport) -> str:
         ),
         _plot("Latency", plots.latency_bars(report), _conditions_line(report)),
         _section("Candidates", _candidates(report)),
+        _section(
+            f"Estimated on {report.device}, not measured",
+            _table(("candidate", "p50, ms", "four of five lie between", "rests on"), _estimate_rows(report)),
+        ),
         _section("What fell back to floats", _floats(report)),
         _section("What the samples tell", _table(("candidate", "figure", "what"), _figure_rows(report))),
         _plot(
@@ -134,6 +138,18 @@ def _candidates(report: BuildReport) -> str:
         rows.append(f"<tr class='{kind}'>{name}{middle}<td>{verdict}: {escape(candidate.reason)}</td></tr>")
     head = "".join(f"<th class='{'n' if 0 < i < 8 else ''}'>{escape(h)}</th>" for i, h in enumerate(heads))
     return f"<div class='scroll'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+
+
+def _estimate_rows(report: BuildReport) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for candidate in report.candidates:
+        found = candidate.estimate
+        if found is not None:
+            between = f"{found.low_ns / 1e6:.2g} and {found.high_ns / 1e6:.2g} ms"
+            rows.append((candidate.id, f"{found.latency_ns / 1e6:.2g}", between, found.basis))
+        elif candidate.no_estimate:
+            rows.append((candidate.id, "-", "-", candidate.no_estimate))
+    return rows
 
 
 def _floats(report: BuildReport) -> str:

@@ -46,6 +46,7 @@ def print_table(console: Console, report: BuildReport) -> None:
     for candidate in report.candidates:
         if not candidate.shipped and not candidate.reason.endswith(FOR_COMPARISON):
             console.print(f"[yellow]not shipped[/] {candidate.id}: {candidate.reason}", highlight=False)
+    _print_estimates(console, report)
     _print_floats(console, report)
     for warning in report.warnings:
         console.print(f"[yellow]note:[/] {warning}", highlight=False)
@@ -76,6 +77,18 @@ def metric_of(report: BuildReport) -> str:
 def number(value: float | None, form: str) -> str:
     """Format a figure, or a dash where there is none."""
     return "-" if value is None else form.format(value)
+
+
+def _print_estimates(console: Console, report: BuildReport) -> None:
+    """What the device itself would take, clearly no measurement; reasons once each."""
+    for candidate in report.candidates:
+        if candidate.estimate is not None:
+            console.print(
+                f"[cyan]{candidate.estimate.short()}[/] {candidate.id} on {report.device}, not measured",
+                highlight=False,
+            )
+    for reason in dict.fromkeys(c.no_estimate for c in report.candidates if c.no_estimate):
+        console.print(f"[cyan]no estimate[/] for {report.device}: {reason}", highlight=False)
 
 
 def _print_floats(console: Console, report: BuildReport) -> None:
