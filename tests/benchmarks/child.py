@@ -15,7 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
-from work import Outcome, Unavailable, Work
+from work import NOT_APPLICABLE, Outcome, Unavailable, Work
 
 
 def main() -> None:
@@ -30,12 +30,21 @@ def main() -> None:
         base, start = _peak(), time.perf_counter()
         file = str(peer.make(work))
     except Unavailable as reason:
-        error = f"does not apply: {reason}"
+        error = f"{NOT_APPLICABLE}: {reason}"
     except Exception as reason:  # the outermost loop of this process: what a peer raises is its row
         traceback.print_exc()
         error = f"{type(reason).__name__}: {' '.join(str(reason).split())[:300]}"
     seconds = time.perf_counter() - start
-    Outcome(file, error, seconds, base, _peak(), _versions()).save(Path(work.target) / "outcome.json")
+    outcome = Outcome(
+        file, error, seconds, stages=_stages(work), base_bytes=base, peak_bytes=_peak(), versions=_versions()
+    )
+    outcome.save(Path(work.target) / "outcome.json")
+
+
+def _stages(work: Work) -> dict[str, float]:
+    """Seconds of the stages that a peer wrote down, if it did."""
+    path = work.output("stages.json")
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 def _peak() -> int:

@@ -6,23 +6,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from running import open_file, runtime_of
+from evaluation import Evaluation
+from figures import agreement, divergence
+from running import onnx_feed, runtime_of
 
 if TYPE_CHECKING:
     import numpy as np
-    from models import About
 
     from edgeopt.evaluate.outputs import Outputs
+    from edgeopt.evaluate.scores import Score
 
 
 @dataclass
 class Row:
-    """One file of the table; a row with an `error` has nothing else."""
+    """One file of the table; what an `error` left undone is not there. `peer` is empty for files that nobody made here."""
 
     name: str
     runtime: str = ""
+    peer: str = ""
     error: str = ""
     metric: str = ""
     value: float | None = None
@@ -33,87 +36,54 @@ class Row:
     kl: float | None = None
     clipped_share: float | None = None
     size_bytes: int = 0
+    of_float: float | None = None
     integer_share: float | None = None
     coverage: str = ""
     p50_ns: dict[str, float] = field(default_factory=dict)
+    min_ns: dict[str, float] = field(default_factory=dict)
     against_float: dict[str, float] = field(default_factory=dict)
+    best_against_float: dict[str, float] = field(default_factory=dict)
     build_s: float | None = None
+    process_s: float | None = None
+    stages: dict[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
     base_bytes: int = 0
     versions: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The samples that nobody calibrated with, and what the float model says of them."""
-
-    arrays: Mapping[str, np.ndarray]
-    labels: np.ndarray | None
-    about: About
-
-    @classmethod
-    def load(cls, path: Path, about: About) -> Evaluation:
-        """Read the arrays of a prepared model."""
-        import numpy as np
-
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        return cls(
-            {name: array for name, array in arrays.items() if name != "labels"}, arrays.get("labels"), about
-        )
-
-    def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-    def sample(self, number: int) -> dict[str, np.ndarray]:
-        """One sample, batch 1."""
-        import numpy as np
-
-        return {name: np.ascontiguousarray(array[number]) for name, array in self.arrays.items()}
-
-    def outputs(self, file: Path) -> Outputs:
-        """What a file says of every sample. Outputs are named by number: every converter has names of its own."""
-        import numpy as np
-
-        from edgeopt.evaluate.outputs import Outputs
-
-        run = open_file(file, 1)
-        found = [run(self.sample(number)) for number in range(len(self))]
-        columns = zip(*found, strict=True)
-        arrays = {
-            f"output {number}": np.concatenate([np.asarray(row, np.float32) for row in column])
-            for number, column in enumerate(columns)
-        }
-        return Outputs(arrays, self.labels)
-
-
 def judge(row: Row, file: Path, floats: Path, given: Evaluation, baseline: Outputs) -> None:
-    """Fill in everything but times."""
+    """Fill in everything but times. `floats` is the float file in the same runtime."""
     from edgeopt.evaluate.fidelity import measure_fidelity
     from edgeopt.evaluate.statistics import interval
     from edgeopt.evaluate.tasks import load_task
 
+    row.size_bytes = file.stat().st_size
+    row.of_float = row.size_bytes / floats.stat().st_size
     outputs = given.outputs(file)
     found = measure_fidelity(baseline, outputs)
-    row.sqnr_db, row.agreement, row.kl = found.sqnr_db, found.agreement, found.kl
-    row.clipped_share, row.size_bytes = found.clipped_share, file.stat().st_size
-    if given.about.task:
-        task = load_task(given.about.task, given.about.options)
-        score = task.score(outputs, baseline).scores[0]
-        row.metric, row.value = score.name, score.value
-        around = interval(score)
-        if around:
-            row.low, row.high = around.low, around.high
+    row.sqnr_db, row.clipped_share = found.sqnr_db, found.clipped_share
+    task = load_task(given.about.task, given.about.options)
+    score = _chosen(task.score(outputs, baseline).scores, given.about.metric)
+    row.metric, row.value = score.name, score.value
+    around = interval(score)
+    if around:
+        row.low, row.high = around.low, around.high
+    row.agreement = agreement(task, outputs, baseline)
+    row.kl = None if found.not_finite else divergence(task.name, outputs, baseline)
     _cover(row, file, floats, given.sample(0))
 
 
-def _cover(row: Row, file: Path, floats: Path, sample: Mapping[str, Any]) -> None:
+def _chosen(scores: tuple[Score, ...], name: str) -> Score:
+    return next((score for score in scores if score.name == name), scores[0])
+
+
+def _cover(row: Row, file: Path, floats: Path, sample: Mapping[str, np.ndarray]) -> None:
     """What the runtime computes in integers; a file that the reader does not understand says so."""
     from edgeopt.coverage import read
     from edgeopt_wire.errors import EdgeoptError
 
     reference = floats if floats.suffix == file.suffix else None
-    named = sample if file.suffix == ".onnx" else None
+    named = onnx_feed(file, sample) if file.suffix == ".onnx" else None
     try:
         found = read(file, runtime_of(file), reference=reference, sample=named)
     except EdgeoptError as error:

@@ -10,18 +10,22 @@ import os
 import pkgutil
 import shutil
 import subprocess
-from collections.abc import Iterator
-from dataclasses import asdict
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import peers
 from environments import REQUIREMENTS, python_of
 from models import About
-from work import Outcome, Unavailable, Work
+from work import NOT_APPLICABLE, Outcome, Unavailable, Work
 
 HERE = Path(__file__).resolve().parent
 LIMIT_S = 1500
 """A quantizer that takes longer on the smallest devices' models is told so."""
+
+INT4 = "int4"
+"""What the names of variants with 4-bit weights begin with."""
 
 
 def peers_of(asked: str) -> list[str]:
@@ -40,11 +44,12 @@ def peers_of(asked: str) -> list[str]:
     return names
 
 
-def variants(names: list[str]) -> Iterator[tuple[str, str, str]]:
-    """Peer, variant, and what a reader sees."""
+def variants(names: list[str], bits: Iterable[int] = ()) -> Iterator[tuple[str, str, str]]:
+    """Peer, variant, and what a reader sees; variants of 4-bit weights only where the model is tried with them."""
     for name in names:
         for variant, label in importlib.import_module(f"peers.{name}").VARIANTS.items():
-            yield name, variant, label
+            if not variant.startswith(INT4) or 4 in bits:
+                yield name, variant, label
 
 
 def quantize(peer: str, variant: str, about: About, calibration: Path, cache: Path) -> Outcome:
@@ -55,7 +60,7 @@ def quantize(peer: str, variant: str, about: About, calibration: Path, cache: Pa
     if not _is_kept(done):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        work = Work(peer, variant, about.files, str(calibration), str(folder))
+        work = Work(peer, variant, about.files, str(calibration), str(folder), about.recipe)
         request = folder / "work.json"
         request.write_text(json.dumps(asdict(work)), encoding="utf-8")
         try:
@@ -73,12 +78,13 @@ def _is_kept(done: Path) -> bool:
     if not done.is_file():
         return False
     outcome = Outcome.load(done)
-    return not outcome.error or outcome.error.startswith("does not apply")
+    return not outcome.error or outcome.error.startswith(NOT_APPLICABLE)
 
 
 def _run(python: Path, request: Path, folder: Path) -> Outcome | None:
     """None where the child answered for itself."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    start = time.perf_counter()
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
         try:
             code = subprocess.run(
@@ -87,15 +93,17 @@ def _run(python: Path, request: Path, folder: Path) -> Outcome | None:
             ).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
             return Outcome(error=f"not done within {LIMIT_S} s")
-    if not (folder / "outcome.json").is_file():
+    written = folder / "outcome.json"
+    if not written.is_file():
         return Outcome(error=f"its process ended with {code}; see {folder / 'log.txt'}")
+    replace(Outcome.load(written), process_s=time.perf_counter() - start).save(written)
     return None
 
 
 def _key(peer: str, variant: str, about: About, calibration: Path) -> str:
     """Everything that changes what comes out: samples, float files, the peer's code and versions, our own code."""
     digest = hashlib.sha256(f"{peer} {variant}".encode())
-    inputs = [Path(path) for path in about.files.values()]
+    inputs = [Path(path) for path in (*about.files.values(), about.recipe) if path]
     for path in (*inputs, calibration, HERE / "peers" / f"{peer}.py"):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import pkgutil
@@ -20,6 +21,9 @@ from work import Unavailable
 
 LIMIT_S = 1200
 """Training a small model on one core takes minutes; more is a fault."""
+
+STAMP = "made-by"
+"""Beside a prepared model: the digest of the module that made it."""
 
 QUICK = ("efficientnet-lite0", "resnet8", "keyword-spotter")
 """What `make bench` runs without arguments."""
@@ -40,7 +44,7 @@ def prepared(name: str, cache: Path) -> tuple[Path, About]:
     if name not in families():
         raise Unavailable(f"no model {name!r}; known: {', '.join(families())}")
     folder = cache / "models" / name
-    if not (folder / ABOUT).is_file():
+    if not _is_ready(folder, name):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         command = [sys.executable, str(Path(__file__).resolve()), name, str(folder), str(cache)]
@@ -53,10 +57,24 @@ def prepared(name: str, cache: Path) -> tuple[Path, About]:
     return folder, About.load(folder)
 
 
+def _is_ready(folder: Path, name: str) -> bool:
+    """Whether it was prepared by the code that is here now."""
+    stamp = folder / STAMP
+    return (
+        (folder / ABOUT).is_file() and stamp.is_file() and stamp.read_text(encoding="utf-8") == _digest(name)
+    )
+
+
+def _digest(name: str) -> str:
+    source = Path(models.__path__[0]) / f"{families()[name]}.py"
+    return hashlib.sha256(source.read_bytes()).hexdigest()
+
+
 def main() -> None:
     """Prepare one model."""
     name, folder, cache = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     family = importlib.import_module(f"models.{families()[name]}")
+    (folder / STAMP).write_text(_digest(name), encoding="utf-8")
     try:
         family.prepare(Place(name, folder, cache)).save(folder)
     except Unavailable as reason:

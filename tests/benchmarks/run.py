@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import registry
-from judging import Evaluation, Row, judge
+from evaluation import Evaluation
+from judging import Row, judge
 from making import peers_of, quantize, variants
 from models import CALIBRATION, EVALUATION, About
-from running import open_file, runtime_of, time_in_turns
+from running import open_file, runtime_of, time_in_turns, why_not
 from table import document, markdown
-from work import Unavailable
+from work import Outcome, Unavailable
 
 THREADS = (1, 2)
 FORMATS = {"onnxruntime": "onnx", "litert": "litert"}
@@ -46,7 +47,8 @@ def main() -> None:
             _say(f"{name}: skipped: {reason}")
             continue
         rows = _bench(name, folder, about, cache, peers_of(args.peers))
-        found[name] = {"description": about.description, "notes": about.notes, "rows": rows}
+        described = {"description": about.description, "task": about.task, "notes": about.notes}
+        found[name] = {**described, "rows": rows}
         if args.json:
             args.json.write_text(json.dumps(document(machine, found), indent=2), encoding="utf-8")
         if args.markdown:
@@ -75,21 +77,29 @@ def _bench(name: str, folder: Path, about: About, cache: Path, peers: list[str])
             rows[label], files[label] = Row(label, runtime), Path(about.files[kind])
     for label, file in about.given.items():
         rows[label], files[label] = Row(label, runtime_of(Path(file))), Path(file)
-    for peer, variant, label in variants(peers):
+    given = Evaluation.load(folder / EVALUATION, about)
+    for peer, variant, label in variants(peers, about.bits):
         _say(f"{name}: {label}")
         outcome = quantize(peer, variant, about, folder / CALIBRATION, cache)
-        row = Row(label, error=outcome.error, build_s=outcome.seconds, versions=outcome.versions)
-        row.peak_bytes, row.base_bytes = outcome.peak_bytes, outcome.base_bytes
-        rows[label] = row
+        rows[label] = row = _row(label, peer, outcome)
         if outcome.file:
             row.runtime, files[label] = runtime_of(Path(outcome.file)), Path(outcome.file)
-        else:
-            _say(f"{name}: {label}: {outcome.error}")
-    given = Evaluation.load(folder / EVALUATION, about)
-    _judge(rows, files, given)
+            row.error = why_not(files[label], given.sample(0), files[label].parent)
+        if row.error:
+            _say(f"{name}: {label}: {row.error}")
+    _judge(rows, {label: file for label, file in files.items() if not rows[label].error}, given)
     for threads in THREADS:
         _time(rows, {label: file for label, file in files.items() if not rows[label].error}, given, threads)
     return list(rows.values())
+
+
+def _row(label: str, peer: str, outcome: Outcome) -> Row:
+    made = bool(outcome.file)
+    row = Row(label, peer=peer, error=outcome.error, versions=outcome.versions, stages=outcome.stages)
+    if made:
+        row.build_s, row.process_s = outcome.seconds, outcome.process_s
+        row.peak_bytes, row.base_bytes = outcome.peak_bytes, outcome.base_bytes
+    return row
 
 
 def _judge(rows: dict[str, Row], files: dict[str, Path], given: Evaluation) -> None:
@@ -106,13 +116,15 @@ def _judge(rows: dict[str, Row], files: dict[str, Path], given: Evaluation) -> N
 
 def _time(rows: dict[str, Row], files: dict[str, Path], given: Evaluation, threads: int) -> None:
     runs = {label: open_file(file, threads) for label, file in files.items()}
+    key = str(threads)
     for label, spent in time_in_turns(runs, given.sample(0)).items():
-        rows[label].p50_ns[str(threads)] = spent
+        rows[label].p50_ns[key], rows[label].min_ns[key] = spent.p50_ns, spent.min_ns
     for label in files:
         row = rows[label]
         base = rows.get(f"float, {row.runtime}")
-        if base and str(threads) in base.p50_ns:
-            row.against_float[str(threads)] = row.p50_ns[str(threads)] / base.p50_ns[str(threads)]
+        if base and key in base.p50_ns:
+            row.against_float[key] = row.p50_ns[key] / base.p50_ns[key]
+            row.best_against_float[key] = row.min_ns[key] / base.min_ns[key]
 
 
 def _say(text: str) -> None:

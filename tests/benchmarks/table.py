@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The result as a JSON document and as Markdown: one table a model, one line a file, a dash where there is no figure."""
+"""The result as a JSON document and as Markdown: one table a model, one line a file, a dash where there is no figure.
+
+A file that could not be made, or that its runtime refuses, is a line with what was said; the whole message is in the
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from figures import AGREEMENTS
 from judging import Row
+from never_slower import summary, verdicts
+from work import NOT_APPLICABLE
 
 MIB = 2**20
+LEGEND = (
+    "Times are medians of interleaved runs over the same runtime's float file (below 1 is faster), and milliseconds. MB "
+    "are of the file, with its share of the same runtime's float file. Built: seconds of the quantization itself, and of "
+    "the whole process with its imports."
+)
+MESSAGE = 200
+"""Characters of an error that a line shows."""
 
 
 def document(machine: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -18,24 +32,24 @@ def document(machine: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         name: {**entry, "rows": [asdict(row) for row in entry["rows"]]} if "rows" in entry else entry
         for name, entry in found.items()
     }
-    return {"schema": "edgeopt.benchmark/2", "machine": machine, "models": shown}
+    speed = [{**asdict(verdict), "shipped": verdict.shipped} for verdict in verdicts(found)]
+    return {"schema": "edgeopt.benchmark/3", "machine": machine, "models": shown, "never_slower": speed}
 
 
 def markdown(machine: str, found: dict[str, dict[str, Any]]) -> str:
     """Everything, for a person."""
-    parts = [
-        f"Machine: {machine}. Times are medians of interleaved runs over the same runtime's float file: below 1 is faster."
-    ]
+    parts = [f"Machine: {machine}. {LEGEND}"]
     for name, entry in found.items():
         parts.append(f"## {name}")
         if "skipped" in entry:
             parts.append(f"Skipped: {entry['skipped']}")
             continue
-        parts.append(f"{entry['description']}.")
+        parts.append(f"{entry['description']}. Agreement: {AGREEMENTS.get(entry['task'], 'none')}.")
         parts += [f"- {note}" for note in entry["notes"]]
-        rows: Sequence[Row] = entry["rows"]
-        parts.append(_table([row for row in rows if not row.error]))
-        parts += [f"- {row.name}: {row.error}" for row in rows if row.error]
+        parts.append(_table(entry["rows"]))
+    speed = summary(found)
+    if speed:
+        parts += ["## Never slower", "\n".join(speed)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -59,10 +73,27 @@ def _share(value: float | None) -> str:
 
 
 def _metric(row: Row) -> str:
+    if row.error:
+        said = " ".join(row.error.split()).replace("|", "/")
+        shown = said if len(said) <= MESSAGE else f"{said[:MESSAGE]}..."
+        return shown if said.startswith(NOT_APPLICABLE) else f"**fails**: {shown}"
     if row.value is None:
         return "-"
     around = f" ({row.low:.3f} to {row.high:.3f})" if row.low is not None else ""
     return f"{row.metric} {row.value:.3f}{around}"
+
+
+def _size(row: Row) -> str:
+    if not row.size_bytes:
+        return "-"
+    share = f" ({row.of_float:.2f})" if row.of_float is not None else ""
+    return f"{row.size_bytes / 1e6:.3f}{share}"
+
+
+def _time(row: Row, threads: str) -> str:
+    if threads not in row.p50_ns:
+        return "-"
+    return f"{_number(row.against_float.get(threads), 2)} ({row.p50_ns[threads] / 1e6:.3g})"
 
 
 def _built(row: Row) -> str:
@@ -76,11 +107,12 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("SQNR dB", lambda row: _number(row.sqnr_db, 1)),
     ("KL", lambda row: _number(row.kl, 4)),
     ("clipped", lambda row: _share(row.clipped_share)),
-    ("MB", lambda row: _number(row.size_bytes / 1e6, 3)),
+    ("MB", _size),
     ("in integers", lambda row: _share(row.integer_share)),
-    ("time / float, 1 thread", lambda row: _number(row.against_float.get("1"), 2)),
-    ("2 threads", lambda row: _number(row.against_float.get("2"), 2)),
+    ("time / float (ms), 1 thread", lambda row: _time(row, "1")),
+    ("2 threads", lambda row: _time(row, "2")),
     ("built in s", lambda row: _number(row.build_s, 1)),
+    ("with imports", lambda row: _number(row.process_s, 1)),
     ("peak MiB", lambda row: _number(row.peak_bytes / MIB, 0) if row.peak_bytes else "-"),
     ("of it the build", _built),
 )

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     Arrays = dict[str, np.ndarray]
 
 
+NOT_APPLICABLE = "does not apply"
+"""What the error of a peer that does not take a model begins with."""
+
+
 class Unavailable(Exception):
     """A model cannot be had on this machine, or a peer does not take it; the message says why."""
 
@@ -33,6 +37,7 @@ class Work:
     files: dict[str, str]
     calibration: str
     target: str
+    recipe: str = ""
 
     def source(self, name: str) -> Path:
         """The float model in a format.
@@ -55,16 +60,22 @@ class Work:
         with np.load(self.calibration, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         for number in range(len(next(iter(arrays.values())))):
-            yield {name: np.ascontiguousarray(array[number]) for name, array in arrays.items()}
+            yield {name: np.asarray(array[number], order="C") for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of it: a file, or an error. `base_bytes` is the process's peak before it began, imports included."""
+    """What became of it: a file, or an error.
+
+    `seconds` is the quantization itself, after imports; `process_s` the whole process; `stages` what ours says of its
+    parts. `base_bytes` is the process's peak before it began, imports included.
+    """
 
     file: str = ""
     error: str = ""
     seconds: float = 0.0
+    process_s: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
     base_bytes: int = 0
     peak_bytes: int = 0
     versions: dict[str, str] = field(default_factory=dict)

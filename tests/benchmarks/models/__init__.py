@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CALIBRATION, EVALUATION, ABOUT = "calibration.npz", "evaluation.npz", "about.json"
+SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "litert": ".tflite"}
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,24 @@ class Place:
 
 @dataclass(frozen=True)
 class About:
-    """`files`: format -> float file. `given`: what a reader sees -> a quantized file that the model's makers published."""
+    """What a prepared model is.
+
+    `files`: format -> float file. `given`: what a reader sees -> a quantized file that the model's makers published.
+    `metric` names the task's score that is shown (default: the first). `recipe` is the TOML that our build is given.
+    `loops`: input -> number of the output that feeds it, frame by frame; then an evaluation sample is a recording, the
+    other inputs of `steps` have a frame axis, and the first output is collected. `bits` are widths of weights that are
+    tried beside int8.
+    """
 
     description: str
     task: str
     files: dict[str, str]
     options: dict[str, Any] = field(default_factory=dict)
+    metric: str = ""
+    recipe: str = ""
+    loops: dict[str, int] = field(default_factory=dict)
+    steps: tuple[str, ...] = ()
+    bits: tuple[int, ...] = ()
     given: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -65,33 +78,75 @@ class About:
 
 def write_samples(path: Path, inputs: dict[str, np.ndarray], labels: np.ndarray | None = None) -> None:
     """Write arrays (samples, ...) without batch axis as (samples, 1, ...), which is what every file is run with."""
+    write_runs(path, {name: array[:, None] for name, array in inputs.items()}, labels)
+
+
+def write_runs(path: Path, inputs: dict[str, np.ndarray], labels: np.ndarray | None = None) -> None:
+    """Write arrays (samples, ...) whose samples are what a file is run with, as they are; labels are classes or texts."""
     import numpy as np
 
-    arrays: dict[str, Any] = {name: array[:, None] for name, array in inputs.items()}
+    arrays: dict[str, Any] = dict(inputs)
     if labels is not None:
-        arrays["labels"] = labels.astype(np.int64)
+        arrays["labels"] = labels if labels.dtype.kind == "U" else labels.astype(np.int64)
     np.savez(path, **arrays)
 
 
-def write_torch(place: Place, module: Any, example: Any) -> tuple[dict[str, str], tuple[str, ...], str]:
-    """Export a PyTorch module and lower it to ONNX and LiteRT: format -> file, what did not lower, the input's name."""
-    import onnx
+def write_recipe(place: Place, text: str) -> str:
+    """Write what a user would put into the recipe of this model; returns its path."""
+    path = place.folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def write_torch(
+    place: Place, module: Any, examples: tuple[Any, ...]
+) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
+    """Export a PyTorch module and lower it to ONNX and LiteRT: format -> file, what did not lower, the inputs' names."""
     import torch
 
     from edgeopt.sources.torch_factory import TorchModel, export
+
+    model = export(TorchModel(module, examples), "benchmark", place.name).model
+    program = place.folder / "model.pt2"
+    torch.export.save(model.program, program)
+    files, notes = _lower(place, model, ("onnx", "litert"))
+    return {"torch": str(program), **files}, notes, tuple(spec.name for spec in model.inputs)
+
+
+def write_onnx(place: Place, file: Path, recipe: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Bring an ONNX file that others made to the other formats, so that every peer has something to begin with."""
+    from edgeopt.recipe import load_recipe
+    from edgeopt.sources import load_source
+
+    model = load_source(str(file), load_recipe(Path(recipe))).model
+    files, notes = _lower(place, model, ("torch", "litert"))
+    return {"onnx": str(file), **files}, notes
+
+
+def _lower(place: Place, model: Any, formats: tuple[str, ...]) -> tuple[dict[str, str], tuple[str, ...]]:
     from edgeopt_converters import path as conversion
     from edgeopt_wire.errors import EdgeoptError
 
-    source = export(TorchModel(module, (example,)), "benchmark", place.name)
-    program = place.folder / "model.pt2"
-    torch.export.save(source.model.program, program)
-    made = place.folder / "model.onnx"
-    onnx.save(conversion.convert(source.model, "onnx").program, made)
-    files, notes = {"torch": str(program), "onnx": str(made)}, []
-    try:
-        lowered = conversion.convert(source.model, "litert").program
-        (place.folder / "model.tflite").write_bytes(bytes(lowered))
-        files["litert"] = str(place.folder / "model.tflite")
-    except EdgeoptError as error:
-        notes.append(f"no LiteRT file: {error}")
-    return files, tuple(notes), source.model.inputs[0].name
+    files, notes = {}, []
+    for name in formats:
+        try:
+            program = conversion.convert(model, name).program
+        except EdgeoptError as error:
+            notes.append(f"no {name} file: {error}")
+            continue
+        files[name] = str(place.folder / f"model{SUFFIXES[name]}")
+        _write(program, files[name])
+    return files, tuple(notes)
+
+
+def _write(program: Any, path: str) -> None:
+    if path.endswith(SUFFIXES["torch"]):
+        import torch
+
+        torch.export.save(program, path)
+    elif path.endswith(SUFFIXES["onnx"]):
+        import onnx
+
+        onnx.save(program, path)
+    else:
+        Path(path).write_bytes(bytes(program))

@@ -25,7 +25,7 @@ def prepare(place: Place) -> About:
     from edgeopt.demo.photos import prepare as lay_out
 
     size = SIZES[place.name]
-    files, notes, name = write_torch(place, _module(place), torch.zeros(1, 3, size, size))
+    files, notes, (name,) = write_torch(place, _module(place), (torch.zeros(1, 3, size, size),))
     photos = lay_out(place.folder / "photos")
     for target, source, limit in (
         (CALIBRATION, photos.calibration, 128),

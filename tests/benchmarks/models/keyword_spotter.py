@@ -28,7 +28,7 @@ def prepare(place: Place) -> About:
 
     train, labels, test, test_labels = _features(place.data("fsdd/fsdd-4-speakers.zip"))
     module = _train(train, labels)
-    files, notes, name = write_torch(place, module, torch.zeros(1, 1, FRAMES, BANDS))
+    files, notes, (name,) = write_torch(place, module, (torch.zeros(1, 1, FRAMES, BANDS),))
     chosen = np.random.default_rng(SEED).permutation(len(train))[:128]
     write_samples(place.folder / CALIBRATION, {name: train[chosen]})
     write_samples(place.folder / EVALUATION, {name: test}, test_labels)

@@ -31,7 +31,7 @@ def prepare(place: Place) -> About:
     test, labels = read_cifar(place.data("cifar10/cifar10-test-5k.zip"))
     module = _rebuild(floats)
     _check_equal(module, floats, test[:32])
-    files, notes, name = write_torch(place, module, torch.zeros(1, 3, 32, 32))
+    files, notes, (name,) = write_torch(place, module, (torch.zeros(1, 3, 32, 32),))
     write_samples(place.folder / CALIBRATION, {name: train})
     write_samples(place.folder / EVALUATION, {name: test}, labels)
     description = f"MLPerf Tiny ResNet8; {len(train)} pictures of CIFAR-10 calibrate, {len(test)} test pictures evaluate"

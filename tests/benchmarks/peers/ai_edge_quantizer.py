@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from work import Work, layout_for
+
+if TYPE_CHECKING:
+    import numpy as np
 
 VARIANTS = {
     "static": "ai-edge-quantizer, static, float edges",
@@ -31,10 +36,19 @@ def make(work: Work) -> Path:
             regex=".*", operation_name=edge, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
         )
     interpreter = Interpreter(str(source))
-    key, signature = next(iter(interpreter.get_signature_list().items()))
-    shape = tuple(interpreter.get_input_details()[0]["shape"].tolist())
-    name = signature["inputs"][0]
-    rows = [{name: layout_for(next(iter(sample.values())), shape)} for sample in work.samples()]
+    key = next(iter(interpreter.get_signature_list()))
+    inputs = interpreter.get_signature_runner(key).get_input_details()
+    rows = [_named(inputs, list(sample.values())) for sample in work.samples()]
     result = maker.quantize(maker.calibrate({key: rows}, num_threads=1), enable_progress_report=False)
     target.write_bytes(result.quantized_model)
     return target
+
+
+def _named(inputs: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """A sample by the signature's names, args_0 and so on in the order of the float model's inputs."""
+    names = sorted(inputs, key=lambda name: int(name.rpartition("_")[2]) if name[-1].isdigit() else 0)
+    pairs = zip(names, arrays, strict=False)  # inputs that became constants come last
+    return {
+        name: layout_for(array, tuple(inputs[name]["shape"])).astype(inputs[name]["dtype"])
+        for name, array in pairs
+    }

@@ -19,14 +19,21 @@ VARIANTS = {
     "percentile": "onnxruntime, U8S8 per channel, percentile",
     "entropy": "onnxruntime, U8S8 per channel, entropy",
     "dynamic": "onnxruntime, dynamic",
+    "int4-rtn": "onnxruntime, int4 weights, nearest",
+    "int4-hqq": "onnxruntime, int4 weights, HQQ",
+    "int4-gptq": "onnxruntime, int4 weights, GPTQ",
 }
 IMPORTS = ("onnxruntime.quantization", "onnxruntime.quantization.shape_inference")
 HELD_SAMPLES = 8
+GROUP, INTEGER_PRODUCTS = 64, 4
+"""Of 4-bit weights: values that share a scale, and the accuracy level that multiplies in int8."""
 
 
 def make(work: Work) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
+    if work.variant.startswith("int4"):
+        return _compress(work)
     source, target = work.output("prepared.onnx"), work.output("model.onnx")
     _prepare(work.source("onnx"), source)
     if work.variant == "dynamic":
@@ -77,3 +84,26 @@ def _reader(work: Work) -> Any:
             return next(self.rows, None)
 
     return Reader()
+
+
+def _compress(work: Work) -> Path:
+    import onnx
+    from onnxruntime.quantization import matmul_nbits_quantizer as nbits
+
+    configs: dict[str, Any] = {
+        "int4-rtn": lambda: nbits.DefaultWeightOnlyQuantConfig(
+            block_size=GROUP, is_symmetric=True, accuracy_level=INTEGER_PRODUCTS
+        ),
+        "int4-hqq": lambda: nbits.HQQWeightOnlyQuantConfig(block_size=GROUP, bits=4),
+        "int4-gptq": lambda: nbits.GPTQWeightOnlyQuantConfig(
+            calibration_data_reader=_reader(work), block_size=GROUP, perchannel=True
+        ),
+    }
+    maker = nbits.MatMulNBitsQuantizer(
+        onnx.load(work.source("onnx")), block_size=GROUP, is_symmetric=True, accuracy_level=INTEGER_PRODUCTS,
+        algo_config=configs[work.variant](),
+    )  # fmt: skip
+    maker.process()
+    target = work.output("model.onnx")
+    maker.model.save_model_to_file(str(target))
+    return target
