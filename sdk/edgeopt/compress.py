@@ -70,10 +70,11 @@ def make_artifacts(
                 "module:factory), or ask for other precisions in the recipe"
             )
     floats = {name: lower(name, source.model, source.sha256, bench) for name in plan.formats}
-    bases = _rounded(plan, source, floats, samples=samples, recipe=recipe, bench=bench)
+    fused = _fused(plan, floats, recipe, bench)
+    bases = _rounded(plan, source, fused, samples=samples, recipe=recipe, bench=bench)
     made: dict[str, Made] = {}
     for artifact in plan.artifacts:
-        base = floats[artifact.format]
+        base = fused[artifact.format] if artifact.pass_name else floats[artifact.format]
         if artifact.precision == "int8":
             base = bases[artifact.format]
         elif artifact.precision == "int8-dynamic":
@@ -87,6 +88,15 @@ def make_artifacts(
         else:
             made[artifact.id] = Made(artifact, base.file, base.description)
     return made
+
+
+def _fused(plan: Plan, floats: Mapping[str, Made], recipe: Recipe, bench: Workbench) -> dict[str, Made]:
+    """The float models that passes start from: the ONNX one with all fused that belongs to its layers."""
+    if not any(artifact.format == "onnx" and artifact.pass_name for artifact in plan.artifacts):
+        return dict(floats)
+    order = Order(options=recipe.options("fuse_operators"))
+    wanted = Artifact("onnx-fused", "onnx", "fp32")
+    return {**floats, "onnx": optimize(wanted, floats["onnx"], order, None, bench, by="fuse_operators")}
 
 
 def _corrected(made: Made, order: Order, samples: Samples | None, recipe: Recipe, bench: Workbench) -> Made:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.calibrate import Observe
+from edgeopt.fusion import Fused, fuse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,52 +20,60 @@ OLDEST_OPSET = 13
 """The first in which QuantizeLinear and DequantizeLinear take a scale per channel."""
 
 
+OURS = (
+    "ConvBNFusion",
+    "ConvMulFusion",
+    "ConvAddFusion",
+    "MatMul_BatchNormalization_Fusion",
+    "Pad_Fusion",
+)
+"""ONNX Runtime's rules in whose place stands `edgeopt.fusion`: they do not say what they did, and fold into infinity."""
+
+
 def fold(program: Any) -> Any:
-    """Let ONNX Runtime's basic optimizer fold batch normalization and constants, then infer shapes.
+    """Fold constants, fuse (`edgeopt.fusion`), let ONNX Runtime's basic optimizer finish, then infer shapes.
 
     A model of an older opset is brought to `OLDEST_OPSET` first.
     """
+    return fold_and_tell(program).program
+
+
+def fold_and_tell(program: Any, *, running_statistics: bool = False) -> Fused:
+    """Do what `fold` does and say what was fused."""
     import onnx
-    import onnxruntime as ort
 
     opsets = {entry.domain: entry.version for entry in program.opset_import}
     if opsets.get("", OLDEST_OPSET) < OLDEST_OPSET:
         program = onnx.version_converter.convert_version(program, OLDEST_OPSET)
+    fused = fuse(_inferred(_optimized(program)), running_statistics=running_statistics)
+    if not fused.counts:
+        return fused
+    return replace(fused, program=_inferred(_optimized(fused.program)))
+
+
+def _optimized(program: Any) -> Any:
+    import onnx
+    import onnxruntime as ort
+
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         folded = Path(folder) / "folded.onnx"
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(folded)
         options.log_severity_level = 3
-        ort.InferenceSession(program.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        plain = onnx.shape_inference.infer_shapes(onnx.load(folded), strict_mode=True, data_prop=True)
-    return onnx.shape_inference.infer_shapes(_pool_means(plain), strict_mode=True, data_prop=True)
+        ort.InferenceSession(
+            program.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(OURS),
+        )
+        return onnx.load(folded)
 
 
-def _pool_means(program: Any) -> Any:
-    """Say GlobalAveragePool where an exporter said ReduceMean over height and width.
-
-    Runtimes pool in integers only what is called pooling.
-    """
+def _inferred(program: Any) -> Any:
     import onnx
 
-    constants = {tensor.name: tensor for tensor in program.graph.initializer}
-    shapes = {info.name: info.type.tensor_type.shape.dim for info in program.graph.value_info}
-    for node in program.graph.node:
-        if node.op_type != "ReduceMean" or len(shapes.get(node.input[0], ())) != 4:
-            continue
-        attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-        axes = attributes.get("axes", ())
-        if len(node.input) > 1 and node.input[1] in constants:
-            axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
-        if sorted(axis % 4 for axis in axes) == [2, 3] and attributes.get("keepdims", 1) == 1:
-            pooled = onnx.helper.make_node("GlobalAveragePool", [node.input[0]], list(node.output), node.name)
-            node.CopyFrom(pooled)
-    used = {name for node in program.graph.node for name in node.input}
-    kept = [tensor for tensor in program.graph.initializer if tensor.name in used]
-    del program.graph.initializer[:]
-    program.graph.initializer.extend(kept)
-    return program
+    return onnx.shape_inference.infer_shapes(program, strict_mode=True, data_prop=True)
 
 
 def observer(program: Any, names: frozenset[str] | None = None) -> Observe:
