@@ -21,6 +21,7 @@ from edgeopt.passes import Order
 from edgeopt.plan import Artifact
 from edgeopt.progress import Step
 from edgeopt.sources import Source, file_digest
+from edgeopt.training.spans import LearnedRange
 from edgeopt.workbench import Workbench
 from edgeopt_converters import path as conversion
 from edgeopt_converters.model import Model
@@ -66,6 +67,8 @@ class Description:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     notes: tuple[str, ...] = ()
+    ranges: tuple[LearnedRange, ...] = ()
+    """Of its activations, where training found them."""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -80,6 +83,8 @@ class Made:
     """The float model that a quantized ONNX artifact came from, before its weights were rounded."""
     base: Path | None = None
     """The float model that it was made from by its pass, weights rounded where they are."""
+    hub: Path | None = None
+    """The float ONNX model that `base` was lowered from, weights rounded where they are."""
 
     @property
     def size_bytes(self) -> int:
@@ -199,7 +204,7 @@ def lower(target: str, model: Model, digest: str, bench: Workbench, of: str = ""
         lambda entry, _: write_artifact(entry, conversion.convert(model, target), ()),
         describe=lambda entry: f"{(entry / MODEL_FILE).stat().st_size / 1e6:.2f} MB",
     )
-    return _read(folder, artifact)
+    return read_artifact(folder, artifact)
 
 
 def optimize(
@@ -223,19 +228,20 @@ def optimize(
         "samples": samples.digest if is_calibrated and samples else None,
         "exclude": list(order.exclude),
         "options": to_json(order.options),
+        "ranges": to_json(order.ranges),
     }
 
     def make(folder: Path, step: Step) -> None:
         working = replace(order, on_sample=step.advance, checkpoint=bench.partial(key))
         result = module.apply(base.model(), working)
-        write_artifact(folder, result.model, result.notes)
+        write_artifact(folder, result.model, result.notes, result.ranges)
 
     def describe(folder: Path) -> str:
         return f"{base.size_bytes / 1e6:.2f} -> {(folder / MODEL_FILE).stat().st_size / 1e6:.2f} MB"
 
     total = module.walks(order, len(samples)) if is_calibrated and samples else None
     folder = bench.stage(f"{by} {artifact.id}", key, make, total=total, describe=describe)
-    made = replace(_read(folder, artifact), origin=base.origin, base=base.file)
+    made = replace(read_artifact(folder, artifact), origin=base.origin, base=base.file, hub=base.hub)
     notes = (*base.description.notes, *made.description.notes)
     return replace(made, description=replace(made.description, notes=notes))
 
@@ -258,7 +264,9 @@ class Adapted:
             yield to_variant(self.signature, self.inputs, sample.inputs)
 
 
-def write_artifact(folder: Path, model: Model, notes: tuple[str, ...]) -> None:
+def write_artifact(
+    folder: Path, model: Model, notes: tuple[str, ...], ranges: tuple[LearnedRange, ...] = ()
+) -> None:
     """Write a model and what lies beside it into the folder of a stage."""
     program = (
         model.program
@@ -266,10 +274,11 @@ def write_artifact(folder: Path, model: Model, notes: tuple[str, ...]) -> None:
         else model.program.SerializeToString(deterministic=True)
     )
     (folder / MODEL_FILE).write_bytes(program)
-    description = Description(model.format, model.name, model.inputs, model.outputs, notes)
+    description = Description(model.format, model.name, model.inputs, model.outputs, notes, ranges)
     (folder / "description.json").write_bytes(to_bytes(description))
 
 
-def _read(folder: Path, artifact: Artifact) -> Made:
+def read_artifact(folder: Path, artifact: Artifact) -> Made:
+    """Read what `write_artifact` wrote."""
     description = from_bytes(Description, (folder / "description.json").read_bytes())
     return Made(artifact, folder / MODEL_FILE, description)

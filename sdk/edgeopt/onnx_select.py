@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose operators of an ONNX graph by what they are, because names change with the next export.
+"""Choose operators of a graph by what they are, because names change with the next export.
 
 A selector is one of:
 - a name ("node_Conv_878") or a type ("Softmax");
@@ -10,7 +10,8 @@ A selector is one of:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from edgeopt_wire import seam
@@ -20,15 +21,56 @@ ROLES = ("first", "last", "depthwise", "pointwise", "classifier")
 PRODUCTS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 
 
+@dataclass(frozen=True)
+class Operator:
+    """An operator as selectors see it, of a graph in any form. `types` has its ONNX type first, then other names for it.
+
+    `weight` is the shape of a convolution's weights (outputs, inputs of a group, *kernel); `makes_output` says whether a
+    model's output is its own.
+    """
+
+    name: str
+    types: tuple[str, ...]
+    weight: tuple[int, ...] = ()
+    groups: int = 1
+    makes_output: bool = False
+
+    @property
+    def type(self) -> str:
+        """Its ONNX type."""
+        return self.types[0]
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a convolution of every channel by itself."""
+        is_alone = len(self.weight) > 2 and self.weight[1] == 1
+        return self.type == "Conv" and is_alone and self.groups == self.weight[0] > 1
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether it is a convolution without a neighbourhood."""
+        is_small = len(self.weight) > 2 and set(self.weight[2:]) == {1}
+        return self.type == "Conv" and is_small and not self.is_depthwise
+
+
 def select(program: Any, selectors: Iterable[str]) -> frozenset[str]:
-    """Return the names of the operators that any selector means.
+    """Return the names of the operators of an ONNX program that any selector means.
+
+    Raises:
+        RecipeError: A selector means nothing in this model; the message lists its types.
+    """
+    return choose(_operators(program), selectors)
+
+
+def choose(operators: Sequence[Operator], selectors: Iterable[str]) -> frozenset[str]:
+    """Return the names of the operators that any selector means; `operators` are in the order in which they run.
 
     Raises:
         RecipeError: A selector means nothing in this model; the message lists its types.
     """
     found: set[str] = set()
     for selector in selectors:
-        found.update(_select(program, selector))
+        found.update(operator.name for operator in _chosen(operators, selector))
     return frozenset(found)
 
 
@@ -39,12 +81,11 @@ def describe(program: Any, name: str) -> str:
     return f"{node.op_type}#{alike.index(name)}"
 
 
-def _select(program: Any, selector: str) -> list[str]:
-    nodes = list(program.graph.node)
+def _chosen(operators: Sequence[Operator], selector: str) -> Sequence[Operator]:
     if selector.startswith("role:"):
-        return _by_role(program, selector.removeprefix("role:"))
+        return _by_role(operators, selector.removeprefix("role:"))
     kind, mark, number = selector.rpartition("#")
-    alike = [node.name for node in nodes if node.op_type == kind]
+    alike = [operator for operator in operators if kind in operator.types]
     if mark and alike:
         try:
             return [alike[int(number)]]
@@ -52,38 +93,43 @@ def _select(program: Any, selector: str) -> list[str]:
             raise RecipeError(
                 f"quantize.exclude: {selector!r} means the n-th {kind}, this model has {len(alike)} of them"
             ) from error
-    found = [node.name for node in nodes if selector in (node.name, node.op_type)]
+    found = [operator for operator in operators if selector in (operator.name, *operator.types)]
     if not found:
         raise RecipeError(
             f"quantize.exclude: the model has no operator of name or type {selector!r}; "
-            f"its types are {', '.join(sorted({node.op_type for node in nodes}))}"
+            f"its types are {', '.join(sorted({operator.type for operator in operators}))}"
         )
     return found
 
 
-def _by_role(program: Any, role: str) -> list[str]:
+def _by_role(operators: Sequence[Operator], role: str) -> Sequence[Operator]:
     if role not in ROLES:
         raise RecipeError(f"quantize.exclude: {seam.unknown('role', role, ROLES)}")
-    products = [node for node in program.graph.node if node.op_type in PRODUCTS]
-    if role in ("first", "last"):
-        found = products[:1] if role == "first" else products[-1:]
-    elif role == "classifier":
-        outputs = {output.name for output in program.graph.output}
-        found = [node for node in products if node.op_type != "Conv" and outputs & set(node.output)]
-    else:
-        shapes = {tensor.name: tuple(tensor.dims) for tensor in program.graph.initializer}
-        convolutions = [node for node in products if node.op_type == "Conv"]
-        wanted = _is_depthwise if role == "depthwise" else _is_pointwise
-        found = [node for node in convolutions if wanted(node, shapes.get(node.input[1], ()))]
+    products = [operator for operator in operators if operator.type in PRODUCTS]
+    found = {
+        "first": products[:1],
+        "last": products[-1:],
+        "depthwise": [operator for operator in products if operator.is_depthwise],
+        "pointwise": [operator for operator in products if operator.is_pointwise],
+        "classifier": [
+            operator for operator in products if operator.type != "Conv" and operator.makes_output
+        ],
+    }[role]
     if not found:
         raise RecipeError(f"quantize.exclude: this model has no operator of the role {role!r}")
-    return [node.name for node in found]
+    return found
 
 
-def _is_depthwise(node: Any, shape: tuple[int, ...]) -> bool:
-    groups = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
-    return len(shape) > 2 and shape[1] == 1 and groups == shape[0] and groups > 1
-
-
-def _is_pointwise(node: Any, shape: tuple[int, ...]) -> bool:
-    return len(shape) > 2 and set(shape[2:]) == {1} and not _is_depthwise(node, shape)
+def _operators(program: Any) -> list[Operator]:
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in program.graph.initializer}
+    outputs = {output.name for output in program.graph.output}
+    return [
+        Operator(
+            node.name,
+            (node.op_type,),
+            shapes.get(node.input[1], ()) if node.op_type == "Conv" else (),
+            next((entry.i for entry in node.attribute if entry.name == "group"), 1),
+            bool(outputs & set(node.output)),
+        )
+        for node in program.graph.node
+    ]

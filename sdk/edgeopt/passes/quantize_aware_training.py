@@ -8,7 +8,7 @@ batch normalization is folded while training (Krishnamoorthi 2018, section 3.2.2
 Rules:
 - Weights stay floats on the grid scale = max|w| / 127 per output channel, the largest exactly on its end: whatever the
   model is lowered to, its native quantizer finds the same integers. With fewer bits, the end is that of those bits.
-- The learned ranges travel beside the model (`Trained.ranges`) and find their tensors again by what flows through
+- The learned ranges travel beside the model (`Result.ranges`) and find their tensors again by what flows through
   them (`edgeopt.training.spans`).
 - A killed run goes on from `order.checkpoint`, and ends with the same bits.
 - The result is never worse on held-out samples than what training began with: rounding to nearest and calibrated ranges.
@@ -20,7 +20,7 @@ import contextlib
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from edgeopt.training.session import Outcome, Tensors
     from edgeopt.training.student import Student
 
-__all__ = ["EXTRA", "FORMATS", "Options", "Trained", "apply", "walks"]
+__all__ = ["EXTRA", "FORMATS", "Options", "apply", "walks"]
 
 FORMATS = ("torch",)
 EXTRA = "torch"
@@ -50,16 +50,10 @@ _PAIRS = (
 )
 
 
-@dataclass(frozen=True)
-class Trained(Result):
-    """A trained model with the ranges of its activations, to be handed to the native quantizer."""
-
-    ranges: tuple[LearnedRange, ...] = ()
-
-
-def apply(model: Model, order: Order) -> Trained:
+def apply(model: Model, order: Order) -> Result:
     """Train with the order's samples; without a scheme, for weights per channel and asymmetric activations.
 
+    The teacher is `order.reference`, or the model as it is. Both take and give the same tensors in the same order.
     `order.exclude` names nodes of the graph or types of operators (`conv2d`, `Conv`) whose weights and results stay
     float. Progress is one call a sample held, and one a step.
 
@@ -129,7 +123,7 @@ def _train(model: Model, order: Order, student: Student, samples: Sequence[Tenso
     from edgeopt.training.session import Desk, Lessons, Session
 
     options = order.options if isinstance(order.options, Options) else Options()
-    teacher = flat_graph(model.program).requires_grad_(requires_grad=False)
+    teacher = flat_graph((order.reference or model).program).requires_grad_(requires_grad=False)
     outputs = next(node for node in teacher.graph.nodes if node.op == "output").args[0]
     lessons = Lessons(
         samples,
@@ -177,6 +171,8 @@ def _identity(model: Model, order: Order, samples: Sequence[Tensors]) -> str:
     from edgeopt_converters.torch_program import digest
 
     found = hashlib.sha256(digest(model.program).encode())
+    if order.reference is not None:
+        found.update(digest(order.reference.program).encode())
     found.update(f"{order.options} {order.scheme} {order.calibration} {order.exclude}".encode())
     for sample in samples:
         for tensor in sample:
@@ -184,7 +180,7 @@ def _identity(model: Model, order: Order, samples: Sequence[Tensors]) -> str:
     return found.hexdigest()
 
 
-def _result(model: Model, student: Student, outcome: Outcome, reference: tuple[Any, Tensors]) -> Trained:
+def _result(model: Model, student: Student, outcome: Outcome, reference: tuple[Any, Tensors]) -> Result:
     from edgeopt.training.graphs import export
     from edgeopt.training.student import export_graph
     from edgeopt_converters.torch_program import program_model
@@ -202,7 +198,7 @@ def _result(model: Model, student: Student, outcome: Outcome, reference: tuple[A
         f"trained for {outcome.steps} steps in {outcome.seconds:.0f} s ({outcome.ending}); held-out loss "
         f"{outcome.first_loss:.4g} before, {outcome.best_loss:.4g} after step {outcome.best_step}, which is kept"
     )
-    return Trained(trained, (note, *student.notes), _ranges(student, graph, sample))
+    return Result(trained, (note, *student.notes), _ranges(student, graph, sample))
 
 
 def _ranges(student: Student, graph: Any, sample: Tensors) -> tuple[LearnedRange, ...]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.calibrate import Observe, Stream, alarms, find_ranges
 from edgeopt.passes import Order, Result
 from edgeopt.ranges import Range
+from edgeopt.training.spans import find_learned
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError, RuntimeFailure, UnsupportedError
@@ -44,6 +45,8 @@ def apply(model: Model, order: Order) -> Result:
     outputs = _output_tensors(model.program)
     stream = Stream(order.samples, order.checkpoint, order.on_sample)
     ranges = find_ranges(observe, stream, order.calibration, keep_full=outputs)
+    learned = find_learned(order.ranges, observe, order.samples)
+    ranges |= {name: span for name, span in learned.ranges.items() if name not in outputs}
     quantized = _quantize(model, scheme, ranges)
     inputs, outputs_now = _specs(quantized, model)
     said = (
@@ -51,8 +54,8 @@ def apply(model: Model, order: Order) -> Result:
         if order.calibration.method == "auto"
         else ()
     )
-    notes = (*said, *alarms(ranges, outputs))
-    return Result(replace(model, program=quantized, inputs=inputs, outputs=outputs_now), notes)
+    notes = (*said, *filter(None, (learned.sentence(),)), *alarms(ranges, outputs))
+    return Result(replace(model, program=quantized, inputs=inputs, outputs=outputs_now), notes, order.ranges)
 
 
 def walks(order: Order, available: int) -> int:  # noqa: ARG001 - the same for every pass

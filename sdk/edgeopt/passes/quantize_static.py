@@ -24,6 +24,7 @@ from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt.ranges import Range
 from edgeopt.simulate.saturation import check_saturation, narrow_ranges, weight_layers
+from edgeopt.training.spans import find_learned
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError, RuntimeFailure, UnsupportedError
@@ -52,19 +53,23 @@ def apply(model: Model, order: Order) -> Result:
     scheme = _checked(order.scheme)
     folded = fold(model.program)
     outputs = frozenset(output.name for output in folded.graph.output)
+    observe = observer(folded, _places(folded, scheme, order.exclude) | outputs)
     ranges = find_ranges(
-        observer(folded, _places(folded, scheme, order.exclude) | outputs),
+        observe,
         Stream(order.samples, order.checkpoint, order.on_sample),
         order.calibration,
         keep_full=outputs,
         symmetric=scheme.symmetric_activations,
         judge=_judge(folded, scheme, order),
     )
+    learned = find_learned(order.ranges, observe, order.samples)
+    ranges |= {name: span for name, span in learned.ranges.items() if name not in outputs}
     quantized = with_ranges(folded, scheme, ranges, order.exclude)
     onnx.checker.check_model(quantized)
-    notes = (*_notes(folded, order.exclude), *_said(ranges, order), *alarms(ranges, outputs))
+    said = filter(None, (*_said(ranges, order), learned.sentence()))
+    notes = (*_notes(folded, order.exclude), *said, *alarms(ranges, outputs))
     result = replace(model, program=quantized)
-    return Result(result, (*notes, *_saturation(result, scheme)))
+    return Result(result, (*notes, *_saturation(result, scheme)), order.ranges)
 
 
 def with_ranges(

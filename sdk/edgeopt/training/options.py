@@ -18,8 +18,9 @@ class Options:
     `steps` optimizer steps of `batch` samples each; Adam with a cosine to zero from `rate` for weights and `range_rate`
     for steps and zero points. Batch statistics act for the first `learn_statistics` share of the steps, then they are
     frozen. `samples` is how many are held in memory, `held_out` the share of them that judges and never teaches.
-    Every `save_every` steps the held-out loss is taken and everything is saved: a killed run loses at most that many.
-    `max_seconds` ends training early, runs that were cut off included. `segments` above 1 recomputes activations in
+    Every `save_every` steps the held-out loss is taken and everything is saved, and every `save_seconds` everything is
+    saved: a killed run loses no more than that. `max_seconds`, runs that were cut off included, shortens the schedule
+    where all steps do not fit. `segments` above 1 recomputes activations in
     the backward pass in that many parts: less memory, a third more time (Chen et al. 2016).
     `weight_bits` is 2 to 8. `loss` auto is the squared error of every output over its variance, plus the
     Kullback-Leibler divergence where an output is a row of scores. `labels` are class indices of the samples in their
@@ -34,6 +35,7 @@ class Options:
     samples: int = 2048
     held_out: float = 0.15
     save_every: int = 50
+    save_seconds: float = 20.0
     max_seconds: float = 3600.0
     segments: int = 1
     weight_bits: int = 8
@@ -45,7 +47,16 @@ class Options:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise RecipeError(seam.unknown("training loss", self.loss, LOSSES))
-        for name in ("steps", "batch", "save_every", "segments", "max_seconds", "rate", "range_rate"):
+        for name in (
+            "steps",
+            "batch",
+            "save_every",
+            "segments",
+            "save_seconds",
+            "max_seconds",
+            "rate",
+            "range_rate",
+        ):
             if not getattr(self, name) > 0:
                 raise RecipeError(
                     f"quantize_aware_training: {name} must be positive, found {getattr(self, name)}"

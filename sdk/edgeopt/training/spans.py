@@ -12,9 +12,10 @@ Pure numpy: whoever lowers or quantizes needs no PyTorch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
 
 from edgeopt.ranges import Range
 
@@ -82,15 +83,6 @@ class LearnedRange:
         if not self.low <= 0 <= self.high:
             raise ValueError(f"range of {self.name!r} must hold zero, found {self.low} to {self.high}")
 
-    def to_document(self) -> dict[str, Any]:
-        """Return a form that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> LearnedRange:
-        """Read what `to_document` gave."""
-        return cls(document["name"], document["low"], document["high"], Fingerprint(**document["print"]))
-
 
 @dataclass(frozen=True)
 class Found:
@@ -98,6 +90,24 @@ class Found:
 
     ranges: Mapping[str, Range]
     lost: tuple[str, ...]
+
+    def sentence(self) -> str:
+        """Say it in one line, or nothing where nothing was learned."""
+        if not self.ranges and not self.lost:
+            return ""
+        lost = f"; calibrated where no tensor was found for {', '.join(self.lost)}" if self.lost else ""
+        return f"ranges of {len(self.ranges)} tensors as they were learned{lost}"
+
+
+def find_learned(
+    learned: Sequence[LearnedRange],
+    observe: Callable[[Mapping[str, np.ndarray]], Iterable[tuple[str, np.ndarray]]],
+    samples: Iterable[Mapping[str, np.ndarray]],
+) -> Found:
+    """Match learned ranges to the tensors of a lowered float model; `samples` begins with the one of the fingerprints."""
+    if not learned:
+        return Found({}, ())
+    return find(learned, (entry for sample in islice(iter(samples), 1) for entry in observe(sample)))
 
 
 def find(learned: Sequence[LearnedRange], tensors: Iterable[tuple[str, np.ndarray]]) -> Found:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from edgeopt.onnx_select import Operator, choose
 from edgeopt.training.graphs import aten, attribute, replace_attribute
 from edgeopt.training.grids import ActivationGrid
 from edgeopt.training.layers import FORMS, Layer, Normalization, Statistics
-from edgeopt_wire import seam
 from edgeopt_wire.errors import RecipeError
 
 FUSED = (
@@ -59,12 +59,40 @@ COMPUTES = (
 )
 """Operators whose result is on a grid of its own."""
 
-ALIASES = {
-    "conv": ("conv1d", "conv2d", "conv3d"),
-    "gemm": ("linear", "addmm"),
-    "matmul": ("matmul", "mm", "linear"),
+ONNX_TYPES = {
+    "conv1d": "Conv",
+    "conv2d": "Conv",
+    "conv3d": "Conv",
+    "linear": "Gemm",
+    "addmm": "Gemm",
+    "mm": "MatMul",
+    "matmul": "MatMul",
+    "relu": "Relu",
+    "relu6": "Clip",
+    "clamp": "Clip",
+    "clamp_min": "Clip",
+    "hardtanh": "Clip",
+    "add": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "div": "Div",
+    "hardswish": "HardSwish",
+    "hardsigmoid": "HardSigmoid",
+    "sigmoid": "Sigmoid",
+    "silu": "Swish",
+    "gelu": "Gelu",
+    "leaky_relu": "LeakyRelu",
+    "prelu": "PRelu",
+    "tanh": "Tanh",
+    "softmax": "Softmax",
+    "batch_norm": "BatchNormalization",
+    "mean": "ReduceMean",
+    "avg_pool2d": "AveragePool",
+    "adaptive_avg_pool2d": "GlobalAveragePool",
+    "cat": "Concat",
+    "upsample_bilinear2d": "Resize",
 }
-"""What ONNX calls operators, in lower case."""
+"""What ONNX, and so a recipe, calls the operators that have a grid."""
 
 
 @dataclass
@@ -113,7 +141,7 @@ def build_student(graph: fx.GraphModule, grids: Grids, exclude: Sequence[str] = 
     Raises:
         RecipeError: `exclude` names nothing in the graph, or no layer is left to quantize.
     """
-    excluded = _excluded(graph, exclude)
+    excluded = choose(_operators(graph), exclude)
     student = Student(graph)
     left = [f"{name} (excluded by the recipe)" for name in sorted(excluded)]
     for node in list(graph.graph.nodes):
@@ -266,19 +294,20 @@ def _put_grid(student: Student, node: fx.Node, *, is_symmetric: bool) -> None:
     student.grids[name] = grid
 
 
-def _excluded(graph: fx.GraphModule, exclude: Sequence[str]) -> frozenset[str]:
-    """Find the nodes that names or types of operators stand for."""
-    kinds = {node.name: _kind(node) for node in graph.graph.nodes if node.op == "call_function"}
-    found: set[str] = set()
-    for name in exclude:
-        types = ALIASES.get(name.lower(), (name.lower(),))
-        chosen = {node for node, kind in kinds.items() if node == name or kind in types}
-        if not chosen:
-            known = tuple(sorted({*kinds, *kinds.values()}))
-            raise RecipeError(seam.unknown("operator to exclude from training", name, known))
-        found |= chosen
-    return frozenset(found)
-
-
-def _kind(node: fx.Node) -> str:
-    return str(node.target).split(".")[1] if str(node.target).startswith("aten.") else str(node.target)
+def _operators(graph: fx.GraphModule) -> list[Operator]:
+    """The operators as a recipe's selectors see them, by their types in ONNX and in PyTorch."""
+    found = []
+    for node in graph.graph.nodes:
+        if node.op != "call_function":
+            continue
+        kind = str(node.target).split(".")[1] if str(node.target).startswith("aten.") else str(node.target)
+        types = (ONNX_TYPES[kind], kind) if kind in ONNX_TYPES else (kind,)
+        if kind == "linear":  # ONNX says Gemm or, of more than two axes, MatMul
+            types = (*types, "MatMul")
+        form = FORMS.get(node.target)
+        is_constant = form is not None and getattr(node.args[form.weight], "op", "") == "get_attr"
+        shape = tuple(_value(graph, node.args[form.weight]).shape) if form and is_constant else ()
+        groups = int(node.args[6]) if types[0] == "Conv" and len(node.args) > 6 else 1
+        makes_output = any(user.op == "output" for user in node.users)
+        found.append(Operator(node.name, types, shape, groups, makes_output))
+    return found

@@ -17,13 +17,14 @@ from torch import nn
 from torch.nn import functional
 
 from edgeopt.onnx_graphs import fold, observer
-from edgeopt.passes import Order, quantize_aware_training
-from edgeopt.passes.quantize_aware_training import Options, Trained
+from edgeopt.passes import Order, Result, quantize_aware_training
+from edgeopt.passes.quantize_aware_training import Options
 from edgeopt.training.spans import LearnedRange, find
 from edgeopt_converters import onnx_to_torch, torch_to_onnx
 from edgeopt_converters.model import Model
 from edgeopt_converters.torch_program import digest, program_model
 from edgeopt_profiles.profile import Scheme
+from edgeopt_wire.document import from_json, to_json
 from edgeopt_wire.errors import RecipeError, UnsupportedError
 
 SHORT = Options(steps=6, batch=4, save_every=2, samples=12, held_out=0.25, rate=1e-3)
@@ -69,12 +70,12 @@ def make_samples(count: int = 12, seed: int = 1) -> list[dict[str, np.ndarray]]:
 
 
 @functools.cache
-def short() -> Trained:
+def short() -> Result:
     """What most tests look at, trained once."""
     return trained()
 
 
-def trained(options: Options = SHORT, **changes: Any) -> Trained:
+def trained(options: Options = SHORT, **changes: Any) -> Result:
     order = replace(Order(samples=make_samples(options.samples), options=options), **changes)
     return quantize_aware_training.apply(make_model(), order)
 
@@ -186,7 +187,7 @@ def test_learned_ranges_find_their_tensors_in_onnx() -> None:
 
 def test_a_learned_range_survives_json_and_refuses_one_without_zero() -> None:
     span = short().ranges[0]
-    assert LearnedRange.from_document(span.to_document()) == span
+    assert from_json(LearnedRange, to_json(span), "range") == span
     with pytest.raises(ValueError, match="must hold zero"):
         replace(span, low=0.5)
 
@@ -241,9 +242,10 @@ def test_progress_is_told_as_often_as_promised() -> None:
     assert len(ticks) == quantize_aware_training.walks(order, 12) == 18
 
 
-def test_time_limit_ends_training_and_keeps_the_best() -> None:
-    result = trained(replace(SHORT, steps=100000, max_seconds=0.5))
-    assert "the time was up (0.5 s)" in result.notes[0]
+def test_time_limit_shortens_the_schedule_to_what_fits_and_keeps_the_best() -> None:
+    result = trained(replace(SHORT, steps=100000, max_seconds=1.0))
+    assert "of 100000 steps, so many fit into 1 s" in result.notes[0] or "the time was up" in result.notes[0]
+    assert "trained for 100000 steps" not in result.notes[0]
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"weight_bits": 1}, {"loss": "nonsense"}, {"held_out": 1.0}])

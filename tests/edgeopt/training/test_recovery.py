@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from edgeopt.calibrate import Calibration, Stream, find_ranges
 from edgeopt.onnx_graphs import fold, observer
-from edgeopt.passes import Order, quantize_aware_training, quantize_static
-from edgeopt.passes.quantize_aware_training import Options, Trained
+from edgeopt.passes import Order, Result, quantize_aware_training, quantize_static
+from edgeopt.passes.quantize_aware_training import Options
 from edgeopt.training.spans import LearnedRange, find
 from edgeopt_converters import torch_to_onnx
 from edgeopt_converters.model import Model
@@ -59,12 +59,12 @@ class Task:
         ranges |= find(learned, observer(folded)(samples[0])).ranges
         return self.scores(quantize_static.with_ranges(folded, U8S8, ranges, ()))
 
-    def train(self, options: Options) -> Trained:
+    def train(self, options: Options) -> Result:
         return quantize_aware_training.apply(
             self.model, Order(scheme=U8S8, samples=self.samples, options=options)
         )
 
-    def rounded(self, options: Options) -> Trained:
+    def rounded(self, options: Options) -> Result:
         """Where training begins: fitted steps, weights rounded to nearest, calibrated ranges."""
         return self.train(replace(options, steps=1, rate=1e-12, range_rate=1e-12))
 
