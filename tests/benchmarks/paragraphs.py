@@ -2,7 +2,7 @@
 """English paragraphs that installed packages ship: Python's language reference and scikit-learn's data set descriptions.
 
 No paragraph is in both parts, and neither are two of one document: documents are dealt to the parts by the digest of
-their name, so adding one moves no other.
+their name. What several documents say is the first one's.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ def paragraphs(part: int, count: int) -> list[str]:
     Raises:
         ValueError: There are fewer.
     """
-    queues = [list(split(text)) for name, text in _documents() if zlib.crc32(name.encode()) % PARTS == part]
-    found: dict[str, None] = {}
-    for turn in range(max(map(len, queues))):
-        found.update(dict.fromkeys(queue[turn] for queue in queues if turn < len(queue)))
+    seen: set[str] = set()
+    queues = []
+    for name, text in _documents():
+        own = [text for text in dict.fromkeys(split(text)) if text not in seen]
+        seen.update(own)
+        if zlib.crc32(name.encode()) % PARTS == part:
+            queues.append(own)
+    found = [queue[turn] for turn in range(max(map(len, queues))) for queue in queues if turn < len(queue)]
     if len(found) < count:
         raise ValueError(f"expected {count} paragraphs, the documents of part {part} have {len(found)}")
-    return list(found)[:count]
+    return found[:count]
 
 
 def split(text: str) -> Iterator[str]:

@@ -25,6 +25,9 @@ LIMIT_S = 1200
 STAMP = "made-by"
 """Beside a prepared model: the digest of the module that made it."""
 
+HELPERS = ("paragraphs", "pictures")
+"""Modules that make data for families."""
+
 QUICK = ("efficientnet-lite0", "resnet8", "keyword-spotter")
 """What `make bench` runs without arguments."""
 
@@ -66,8 +69,10 @@ def _is_ready(folder: Path, name: str) -> bool:
 
 
 def _digest(name: str) -> str:
-    source = Path(models.__path__[0]) / f"{families()[name]}.py"
-    return hashlib.sha256(source.read_bytes()).hexdigest()
+    source = (Path(models.__path__[0]) / f"{families()[name]}.py").read_bytes()
+    used = [f"{helper}.py" for helper in HELPERS if f"from {helper} import".encode() in source]
+    here = Path(__file__).parent
+    return hashlib.sha256(b"".join((source, *((here / file).read_bytes() for file in used)))).hexdigest()
 
 
 def main() -> None:
