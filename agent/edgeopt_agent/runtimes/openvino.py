@@ -34,7 +34,7 @@ DEVICE = "CPU"
 _TELEMETRY = "openvino_telemetry"
 _ERRORS = (RuntimeError, ValueError, TypeError)
 """OpenVINO's own exceptions reach Python as RuntimeError."""
-_UNSUPPORTED_PHRASES = ("No conversion rule found", "OpConversionFailure", "is not supported")
+_UNSUPPORTED_PHRASES = ("No conversion rule found", "does not support", "is not supported")
 
 
 def library() -> Any:
