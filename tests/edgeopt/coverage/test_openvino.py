@@ -139,13 +139,25 @@ def test_an_operator_without_integers_is_named_and_its_conversions_are_counted(t
 
 
 def test_weights_alone_are_not_integer_arithmetic(tmp_path: Path) -> None:
-    program = quantized(residual())
-    writers = {name: node for node in program.graph.node for name in node.output}
-    classifier = next(node for node in program.graph.node if node.name == "classifier")
-    quantize = writers[writers[classifier.input[0]].input[0]]
-    classifier.input[0] = quantize.input[0]
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.integers(-127, 128, (64, 64)).astype(np.int8),
+        "s": np.full(64, 0.01, np.float32),
+        "z": np.zeros(64, np.int8),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"], axis=1),
+        helper.make_node("MatMul", ["x", "wd"], ["y"], "product"),
+    ]
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [8, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [8, 64])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    program = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     found = judged(program, tmp_path)
-    assert [(left.name, left.cause) for left in found.left_out_products] == [("classifier", "weights only")]
+    assert [(left.name, left.cause) for left in found.left_out_products] == [("product", "weights only")]
+    assert (found.macs, found.dynamic) == (8 * 64 * 64, 0)
 
 
 def test_a_file_that_cannot_be_loaded_is_a_runtime_failure(tmp_path: Path) -> None:
