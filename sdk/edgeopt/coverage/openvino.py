@@ -67,7 +67,10 @@ def read(
 
 @dataclass(frozen=True)
 class _Node:
-    """A node of the graph that runs: `reads` and `writes` are types, `merged` names of what it was made of."""
+    """A node of the graph that runs: `reads` and `writes` are types, `merged` names of what it was made of.
+
+    What flows in first says what it reads: the type that the plug-in tells is that of the weights, for one.
+    """
 
     type: str
     name: str
@@ -118,9 +121,15 @@ class _Source:
 
     def merged(self, node: _Node) -> list[Any]:
         """The operators of the file that a node was made of, without quantization."""
+        return [operator for operator in self._behind(node) if operator.op_type not in _CONVERSIONS]
+
+    def quantizes(self, node: _Node) -> bool:
+        """Whether a QuantizeLinear was merged into a node."""
+        return any(operator.op_type == "QuantizeLinear" for operator in self._behind(node))
+
+    def _behind(self, node: _Node) -> list[Any]:
         names = (name for given in node.merged for name in _shortened(given))
-        found = {id(self.operators[name]): self.operators[name] for name in names if name in self.operators}
-        return [operator for operator in found.values() if operator.op_type not in _CONVERSIONS]
+        return list({id(found): found for name in names if (found := self.operators.get(name))}.values())
 
     def label(self, operator: Any) -> str:
         """What the reference calls an operator, or the file."""
@@ -179,7 +188,7 @@ def _node(entry: Any, inputs: tuple[_Node, ...]) -> _Node:
     return _Node(
         type=facts["layerType"],
         name=entry.get_friendly_name(),
-        reads=facts["runtimePrecision"],
+        reads=next((given.writes[0] for given in inputs if not given.is_constant), facts["runtimePrecision"]),
         writes=tuple(facts["outputPrecisions"].split(",")),
         merged=tuple(filter(None, facts["originalLayersNames"].split(","))),
         inputs=inputs,
@@ -242,21 +251,14 @@ def _steps(graph: _Graph, node: _Node) -> list[Step]:
 def _generated(graph: _Graph, node: _Node, products: Sequence[Any]) -> list[Step]:
     """The products inside a generated kernel, each judged by its own weights where there are as many of them."""
     weights, rows = node.weights, prod(node.output[:-1])
+    is_fed = node.reads in _NARROW or graph.source.quantizes(node)
+    narrow = [is_fed and given.writes[0] in _NARROW for given in weights]
+    macs: list[int | None] = [rows * prod(given.output) or None for given in weights]
     if len(weights) != len(products):
-        is_integer = bool(weights) and all(given.writes[0] in _NARROW for given in weights)
-        return [
-            _step(graph, node, product, is_integer=is_integer, macs=None, is_one=True) for product in products
-        ]
+        narrow, macs = [bool(narrow) and all(narrow)] * len(products), [None] * len(products)
     return [
-        _step(
-            graph,
-            node,
-            product,
-            is_integer=given.writes[0] in _NARROW,
-            macs=rows * prod(given.output) or None,
-            is_one=True,
-        )
-        for product, given in zip(products, weights, strict=True)
+        _step(graph, node, product, is_integer=is_integer, macs=count, is_one=True)
+        for product, is_integer, count in zip(products, narrow, macs, strict=True)
     ]
 
 
