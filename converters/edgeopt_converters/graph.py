@@ -41,7 +41,7 @@ class Graph:
 
 
 def of(model: Model) -> Graph:
-    """Read the operators of an ONNX or LiteRT model.
+    """Read the operators of an ONNX, LiteRT or ExecuTorch model.
 
     Raises:
         UnsupportedError: Another format; convert the model first.
@@ -55,6 +55,11 @@ def of(model: Model) -> Graph:
         from edgeopt_converters.litert_graph import operators as litert_operators
 
         return Graph(litert_operators(model.program))
+    if model.format == "executorch":
+        from edgeopt_converters.executorch_graph import operators as executorch_operators
+
+        return Graph(executorch_operators(model.program))
     raise UnsupportedError(
-        f"{model.name}: expected an ONNX or a LiteRT model to list its operators, found {model.format}; convert it first"
+        f"{model.name}: expected an ONNX, LiteRT or ExecuTorch model to list its operators, found {model.format}; convert "
+        "it first"
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -60,9 +61,7 @@ def lower_program(program: Any, name: str) -> bytes:
 
 def _check_kernels(program: Any, name: str) -> None:
     """Every operator outside delegates must have a kernel in the runtime that a device installs."""
-    from executorch.runtime import Runtime
-
-    known = set(Runtime.get().operator_registry.operator_names)
+    known = set(_runtime().operator_registry.operator_names)
     wanted = {
         f"{operator.name}.{operator.overload}" if operator.overload else operator.name
         for plan in program.execution_plan
@@ -74,6 +73,20 @@ def _check_kernels(program: Any, name: str) -> None:
             f"{name}: ExecuTorch's runtime has no kernel for {', '.join(missing)}; keep the model in ONNX, or export it "
             "without this operator"
         )
+
+
+def _runtime() -> Any:
+    """ExecuTorch's runtime; while it is loaded it tells stderr which files about the CPU it opened, past Python."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        from executorch.runtime import Runtime
+
+        return Runtime.get()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _cause(error: BaseException) -> str:

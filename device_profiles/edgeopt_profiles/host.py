@@ -29,7 +29,11 @@ _ISA = (
 _EXACT_U8S8 = ("avx512_vnni", "avx_vnni", "amx_int8")
 """With any of these, products of uint8 and int8 are added in 32 bits."""
 
-_MODULES = {"onnxruntime": ("onnxruntime",), "litert": ("ai_edge_litert", "tflite_runtime")}
+_MODULES = {
+    "onnxruntime": ("onnxruntime",),
+    "litert": ("ai_edge_litert", "tflite_runtime"),
+    "executorch": ("executorch",),
+}
 
 
 def detect(root: Path = Path("/"), *, is_installed: Callable[[str], bool] | None = None) -> DeviceProfile:
@@ -48,6 +52,7 @@ def detect(root: Path = Path("/"), *, is_installed: Callable[[str], bool] | None
         Target("onnxruntime", "onnx", "int8", threads, scheme=scheme),
         Target("onnxruntime", "onnx", "fp32", threads),
         Target("litert", "litert", "int8", threads, scheme="int8"),
+        Target("executorch", "executorch", "int8", threads, scheme="int8", optional=True),
     )
     installed = is_installed or _is_installed
     targets = tuple(target for target in offered if any(map(installed, _MODULES[target.runtime])))

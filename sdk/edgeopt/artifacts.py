@@ -52,6 +52,7 @@ TOOLS = (
     "litert-torch",
     "ai-edge-litert",
     "ai-edge-quantizer",
+    "executorch",
     "numpy",
 )
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`edgeopt compare`: do two models say the same on the same samples, and how far apart are they where they do not.
 
-A model is a package (with `:variant` for one of its variants, else its first), an .onnx or a .tflite file.
+A model is a package (with `:variant` for one of its variants, else its first), an .onnx, a .tflite or a .pte file.
 """
 
 from __future__ import annotations
@@ -62,16 +62,20 @@ def open_any(spec: str, threads: int = 1) -> Iterator[Opened]:
 
 
 def _open_file(path: Path, threads: int) -> Iterator[Opened]:
+    from edgeopt_converters.executorch_file import load_executorch
     from edgeopt_converters.litert_file import load_litert
     from edgeopt_converters.onnx_file import load_onnx
 
-    runtime = {".onnx": "onnxruntime", ".tflite": "litert"}.get(path.suffix)
+    runtime = {".onnx": "onnxruntime", ".tflite": "litert", ".pte": "executorch"}.get(path.suffix)
     if runtime is None or not path.is_file():
         raise RecipeError(
-            f"cannot open {str(path)!r}: expected a package ({SUFFIX}, with :variant for one of several), an .onnx or a "
-            f".tflite file; looked at {path.absolute()}"
+            f"cannot open {str(path)!r}: expected a package ({SUFFIX}, with :variant for one of several), an .onnx, a "
+            f".tflite or a .pte file; looked at {path.absolute()}"
         )
-    model = (load_onnx if runtime == "onnxruntime" else load_litert)(path, name="model")
+    if runtime == "executorch":
+        model = load_executorch(path, name="model")
+    else:
+        model = (load_onnx if runtime == "onnxruntime" else load_litert)(path, name="model")
     user_inputs = tuple(_as_floats(entry) for entry in model.inputs)
     user_outputs = tuple(_as_floats(entry) for entry in model.outputs)
     variant = Variant(

@@ -17,7 +17,7 @@ from edgeopt.passes import Order
 from edgeopt.passes.quantize_dynamic import Options as DynamicOptions
 from edgeopt.passes.quantize_weights import Options as WeightOptions
 from edgeopt.passes.round_weights import Options as RoundOptions
-from edgeopt.plan import Artifact, Plan
+from edgeopt.plan import FROM_ONNX, Artifact, Plan
 from edgeopt.recipe import Recipe
 from edgeopt.sources import Source, file_digest
 from edgeopt.workbench import Workbench
@@ -41,11 +41,13 @@ def check_extras(plan: Plan, source: Source) -> None:
     needed = {
         "onnx": ("onnx", "onnxruntime"),
         "litert": ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
+        "executorch": ("torch", "executorch"),
     }
+    called = {"litert": "a LiteRT", "executorch": "an ExecuTorch"}
     for name in plan.formats:
         missing = [module for module in needed[name] if importlib.util.find_spec(module) is None]
         if missing:
-            why = " (a LiteRT model is made by way of PyTorch)" if name == "litert" else ""
+            why = f" ({called[name]} model is made by way of PyTorch)" if name in called else ""
             raise UnsupportedError(
                 f"{plan.device.id} takes {name} models{why} and {', '.join(missing)} is not installed: "
                 f"pip install 'edgeopt[{name}]'"
@@ -151,10 +153,15 @@ def _rounded(
 
     found = {**floats, "onnx": prepare(own)}
     others = [name for name in plan.formats if name != "onnx"]
-    if not others or not shared:
+    if not others:
         return found
     rounded = prepare(shared)
     for name in others:
+        if name in FROM_ONNX:
+            found[name] = rounded
+            continue
+        if not shared:
+            continue
         try:
             found[name] = lower(name, rounded.model(), file_digest(rounded.file), bench, of="rounded ")
         except UnsupportedError as error:

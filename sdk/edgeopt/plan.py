@@ -22,6 +22,7 @@ BASELINE = "onnx-fp32"
 PASSES = {
     ("onnx", "int8"): "quantize_static",
     ("litert", "int8"): "quantize_litert",
+    ("executorch", "int8"): "quantize_executorch",
     ("onnx", "fp16"): "cast_floats",
     ("onnx", "int8-dynamic"): "quantize_dynamic",
     ("onnx", "int8-weights"): "quantize_weights",
@@ -31,6 +32,9 @@ PASSES = {
 
 RUNTIME_OF = {"onnx": "onnxruntime", "litert": "litert", "executorch": "executorch"}
 """The runtime that a format's files are made for, unless an artifact names another."""
+
+FROM_ONNX = ("executorch",)
+"""Formats whose files cannot be quantized any more: their pass takes the ONNX form and lowers it itself."""
 
 OWN_FILES = ("openvino",)
 """Runtimes that take another's format and want other files of it."""

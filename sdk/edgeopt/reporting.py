@@ -35,7 +35,7 @@ SLOWER = 1.03
 """A candidate whose p50 and whose best run are above its float file's by more than this is slower. Two rounds of the same
 file on a shared machine differ by up to three hundredths."""
 
-EDGES = ("QuantizeLinear", "DequantizeLinear", "QUANTIZE", "DEQUANTIZE")
+EDGES = ("QuantizeLinear", "DequantizeLinear", "QUANTIZE", "DEQUANTIZE", "Convert")
 """What only changes between floats and integers; it computes nothing of the model."""
 
 

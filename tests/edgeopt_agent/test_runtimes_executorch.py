@@ -134,11 +134,16 @@ def test_without_its_library_the_extra_is_named() -> None:
 def test_the_library_brings_no_exporter_along_and_writes_nothing() -> None:
     code = (
         "import sys\n"
+        "from dataclasses import replace\n"
         "from edgeopt_agent.runtimes import executorch\n"
         "assert 'torch' not in sys.modules\n"
-        "executorch.version()\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from test_runtimes_executorch import IMAGE, TINY, VARIANT\n"
+        "for threads in (1, 2):\n"
+        "    executorch.load(TINY, replace(VARIANT, threads=threads)).run({'args_0': IMAGE})\n"
         "print('executorch.exir' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert done.stderr == ""

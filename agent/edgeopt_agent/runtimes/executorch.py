@@ -165,7 +165,9 @@ def _library() -> Any:
     try:
         importlib.import_module("torch")  # its libraries must be there first
         with _silent():
-            return importlib.import_module(_LIBRARY)
+            library = importlib.import_module(_LIBRARY)
+            library._threadpool_get_thread_count()  # noqa: SLF001 - it makes the pool, which is when it looks at the CPU
+            return library
     except ImportError as error:
         raise UnsupportedError(
             f"ExecuTorch cannot be imported ({error}); install edgeopt-agent[executorch], which brings PyTorch"
