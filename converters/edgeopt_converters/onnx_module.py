@@ -63,6 +63,8 @@ class _Step:
 def build_module(program: Any, examples: Sequence[Tensor]) -> Any:
     """Return a torch.nn.Module in evaluation mode that takes and returns flat tuples of tensors.
 
+    Its `places` say which of its parameters or buffers is which initializer: ONNX name -> attribute.
+
     Raises:
         UnsupportedError: An operator has no form in PyTorch.
     """
@@ -246,7 +248,9 @@ def _module(planner: _Planner, inputs: Sequence[str], outputs: Sequence[str]) ->
                 values.update(step.run(lookup))
             return tuple(lookup(name) for name in outputs)
 
-    return OnnxModule().eval()
+    found = OnnxModule().eval()
+    found.places = places
+    return found
 
 
 def _places(names: Mapping[str, Tensor]) -> dict[str, str]:

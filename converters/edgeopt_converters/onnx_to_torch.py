@@ -34,6 +34,17 @@ def convert(model: Model) -> Model:
     Raises:
         UnsupportedError: An operator has no form in PyTorch, or a shape depends on the data.
     """
+    return convert_with_names(model)[0]
+
+
+def convert_with_names(model: Model) -> tuple[Model, dict[str, str]]:
+    """Convert, and say which tensor of the program's state is which initializer: ONNX name -> name in the state.
+
+    So what was learned in PyTorch can be written into the ONNX model that it came from.
+
+    Raises:
+        UnsupportedError: An operator has no form in PyTorch, or a shape depends on the data.
+    """
     import torch
 
     module = build_module(model.program, tuple(_example(spec) for spec in model.inputs))
@@ -47,7 +58,8 @@ def convert(model: Model) -> Model:
             f"{model.name}: PyTorch cannot export what it can run: {type(error).__name__}: "
             f"{f'{error}'.partition(chr(10))[0]}; keep the model in ONNX"
         ) from error
-    return program_model(program, name=model.name, layouts=tuple(spec.layout for spec in model.inputs))
+    found = program_model(program, name=model.name, layouts=tuple(spec.layout for spec in model.inputs))
+    return found, dict(module.places)
 
 
 def _example(spec: TensorSpec) -> Any:

@@ -92,6 +92,7 @@ class Loaded:
     calibration: Samples | None
     evaluation: Samples | None
     labels: tuple[str, ...]
+    training: Samples | None = None
 
 
 def plan_build(request: BuildRequest) -> Plan:
@@ -127,6 +128,7 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
         bench = Workbench(cache, scratch, progress, {**tool_versions(), "code": code_digest()})
         plan = _suited(request, plan, loaded, bench)
         made = make_artifacts(plan, loaded.source, loaded.calibration, request.recipe, bench)
+        made = _train(request, plan, made, loaded, bench)
         mixed = _search(request, plan, made, loaded, bench)
         if mixed is not None and mixed.made is not None:
             plan = with_mixed(plan, mixed)
@@ -196,17 +198,19 @@ def load_inputs(request: BuildRequest, plan: Plan) -> Loaded:
     keys = dict(request.recipe.preprocess or source.preprocess)
     preprocess = Preprocess.from_mapping(keys) if keys else None
     inputs = source.model.inputs
-    calibration = evaluation = None
+    calibration = evaluation = training = None
     if request.calibration:
         wanted = request.recipe.calibration.samples
         calibration = load_samples(request.calibration, inputs, preprocess, limit=wanted, seed=0)
     if request.evaluation:
         limit = request.evaluation_limit
         evaluation = load_samples(request.evaluation, inputs, preprocess, limit=limit, seed=1)
+    if data := request.recipe.train.data:
+        training = load_samples(data, inputs, preprocess, limit=request.recipe.train.samples, seed=2)
     labels = source.labels
     if request.recipe.labels:
         labels = _read_labels(Path(request.recipe.labels))
-    return Loaded(source, calibration, evaluation, labels)
+    return Loaded(source, calibration, evaluation, labels, training)
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:
@@ -306,6 +310,28 @@ def _measure(
             rounds=rounds,
             progress=lambda *_: step.advance(),
         )
+
+
+def _train(
+    request: BuildRequest, plan: Plan, made: dict[str, Made], loaded: Loaded, bench: Workbench
+) -> dict[str, Made]:
+    """Train int8 files where that is asked for, or where nothing else kept the drop."""
+    from edgeopt import train
+
+    if loaded.calibration is None:
+        return made
+    question = Question(request.recipe.evaluate, request.budget.max_drop, request.budget.relative)
+    wanted = train.Wanted(
+        plan,
+        made,
+        loaded.source,
+        loaded.calibration,
+        loaded.evaluation,
+        loaded.training,
+        request.recipe,
+        question,
+    )
+    return train.train_artifacts(wanted, bench)
 
 
 def _search(

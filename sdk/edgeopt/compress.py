@@ -82,13 +82,31 @@ def make_artifacts(
         elif artifact.precision == "int8-dynamic":
             base = _smoothed(base, source, samples, recipe=recipe, bench=bench)
         if artifact.pass_name:
-            order = _order(artifact, base, source, samples, recipe=recipe, pair_safe=_wants_pair_safe(plan))
-            made[artifact.id] = optimize(artifact, base, order, samples, bench)
-            is_static = (artifact.format, artifact.precision) == ("onnx", "int8")
-            if is_static and recipe.effort == "extensive":
-                made[artifact.id] = _corrected(made[artifact.id], order, samples, recipe, bench)
+            made[artifact.id] = make_artifact(
+                artifact, base, source, samples, plan=plan, recipe=recipe, bench=bench
+            )
         else:
             made[artifact.id] = Made(artifact, base.file, base.description)
+    return made
+
+
+def make_artifact(
+    artifact: Artifact,
+    base: Made,
+    source: Source,
+    samples: Samples | None,
+    *,
+    plan: Plan,
+    recipe: Recipe,
+    bench: Workbench,
+) -> Made:
+    """Make one artifact from the float model of its format, with learned ranges where that has some."""
+    order = _order(artifact, base, source, samples, recipe=recipe, pair_safe=_wants_pair_safe(plan))
+    order = replace(order, ranges=base.description.ranges)
+    made = optimize(artifact, base, order, samples, bench)
+    is_static = (artifact.format, artifact.precision) == ("onnx", "int8")
+    if is_static and recipe.effort == "extensive":
+        return _corrected(made, order, samples, recipe, bench)
     return made
 
 
@@ -163,7 +181,8 @@ def _rounded(
         if not shared:
             continue
         try:
-            found[name] = lower(name, rounded.model(), file_digest(rounded.file), bench, of="rounded ")
+            lowered = lower(name, rounded.model(), file_digest(rounded.file), bench, of="rounded ")
+            found[name] = replace(lowered, hub=rounded.file)
         except UnsupportedError as error:
             note = (
                 f"weights rounded to nearest, because the rounded model cannot be lowered to {name}: {error}"

@@ -33,6 +33,10 @@ exclude = ["Softmax"]                 # ONNX operators, by name or type, that st
 task = "detection"                    # or classification, segmentation, regression, embeddings, speech, frames, custom
 metric = "map"                        # the figure that --max-drop is on; default: the task's first
 
+[train]                               # train int8 files with the float model as teacher; kept only where better
+data = "photos/train"                 # default: the calibration samples alone
+minutes = 15
+
 [passes.round_weights]                # options of one pass, by the names of its `Options`
 samples = 64
 
@@ -58,6 +62,7 @@ from typing import Any
 
 from edgeopt.calibrate import Calibration
 from edgeopt.evaluate.assess import Evaluation
+from edgeopt.training.options import Training
 from edgeopt_wire import seam
 from edgeopt_wire.document import canonical_bytes, from_json, to_json
 from edgeopt_wire.errors import DocumentError, RecipeError
@@ -89,6 +94,7 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     rounding: str = "gptq"
     evaluate: Evaluation = field(default_factory=Evaluation)
+    train: Training = field(default_factory=Training)
     passes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inputs: tuple[TensorSpec, ...] = ()
     constants: Mapping[str, Any] = field(default_factory=dict)
@@ -177,6 +183,7 @@ def _parse(data: dict[str, Any], path: Path) -> Recipe:
     )
     for spec in data.get("inputs", []):
         _check_keys(spec, {entry.name for entry in dataclasses.fields(TensorSpec)}, f"{path} [[inputs]]")
+    data = {**data, **_train(data, path)}
     values = {key: value for key, value in data.items() if key != "quantize"} | dict(quantize)
     if labels := data.get("labels"):
         values["labels"] = str(path.parent / str(labels))
@@ -184,6 +191,24 @@ def _parse(data: dict[str, Any], path: Path) -> Recipe:
         return from_json(Recipe, values, str(path))
     except DocumentError as error:
         raise RecipeError(str(error)) from error
+
+
+def _train(data: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """`train = true`, or the table itself, which means always; options of the pass mean that it is wanted."""
+    given = data.get("train")
+    if given is None and "quantize_aware_training" in _table(data, "passes", path):
+        given = True
+    if isinstance(given, bool):
+        return {"train": {"when": "always" if given else "never"}}
+    table = _table(data, "train", path)
+    _check_keys(table, {entry.name for entry in dataclasses.fields(Training)}, f"{path} [train]")
+    if given is None:
+        return {}
+    beside = path.parent / str(
+        table.get("data", "")
+    )  # data may also be a factory, or below the working folder
+    found = {"data": str(beside)} if table.get("data") and beside.exists() else {}
+    return {"train": {"when": "always", **table, **found}}
 
 
 def _table(data: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:

@@ -195,7 +195,7 @@ def _result(model: Model, student: Student, outcome: Outcome, reference: tuple[A
             f"{[spec.name for spec in trained.inputs]} while exporting; export the model with plain tensor inputs"
         )
     note = (
-        f"trained for {outcome.steps} steps in {outcome.seconds:.0f} s ({outcome.ending}); held-out loss "
+        f"trained for {outcome.steps} steps ({outcome.ending}); held-out loss "
         f"{outcome.first_loss:.4g} before, {outcome.best_loss:.4g} after step {outcome.best_step}, which is kept"
     )
     return Result(trained, (note, *student.notes), _ranges(student, graph, sample))

@@ -9,6 +9,33 @@ from edgeopt_wire import seam
 from edgeopt_wire.errors import RecipeError
 
 LOSSES = ("auto", "mse", "kl")
+WHEN = ("auto", "always", "never")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A recipe's `[train]`: whether a build trains its int8 files, on what, and for how long.
+
+    `when` is always where the recipe has the table, or `train = true`. auto trains with the extensive effort where int8
+    does not keep `--max-drop`. `data` is taught beside the calibration samples, at most `samples` of it. `minutes` bound
+    each training; what they do not hold is a shorter schedule, not one that is cut off. `label_weight` is the share of
+    the loss that is the cross entropy of class labels; with 0 the float model alone teaches, and labels are not needed.
+    """
+
+    when: str = "auto"
+    data: str = ""
+    samples: int = 2048
+    minutes: float = 15.0
+    label_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.when not in WHEN:
+            raise RecipeError(f"[train]: {seam.unknown('when', self.when, WHEN)}")
+        if self.samples < 1 or self.minutes <= 0 or not 0 <= self.label_weight <= 1:
+            raise RecipeError(
+                "[train]: samples and minutes must be positive and label_weight 0 to 1, found "
+                f"{self.samples}, {self.minutes} and {self.label_weight}"
+            )
 
 
 @dataclass(frozen=True)
@@ -18,7 +45,7 @@ class Options:
     `steps` optimizer steps of `batch` samples each; Adam with a cosine to zero from `rate` for weights and `range_rate`
     for steps and zero points. Batch statistics act for the first `learn_statistics` share of the steps, then they are
     frozen. `samples` is how many are held in memory, `held_out` the share of them that judges and never teaches.
-    Every `save_every` steps the held-out loss is taken and everything is saved, and every `save_seconds` everything is
+    Every `save_every` steps (0: a tenth of the schedule) the held-out loss is taken and everything is saved, and every `save_seconds` everything is
     saved: a killed run loses no more than that. `max_seconds`, runs that were cut off included, shortens the schedule
     where all steps do not fit. `segments` above 1 recomputes activations in
     the backward pass in that many parts: less memory, a third more time (Chen et al. 2016).
@@ -34,7 +61,7 @@ class Options:
     learn_statistics: float = 0.0
     samples: int = 2048
     held_out: float = 0.15
-    save_every: int = 50
+    save_every: int = 0
     save_seconds: float = 20.0
     max_seconds: float = 3600.0
     segments: int = 1
@@ -50,7 +77,6 @@ class Options:
         for name in (
             "steps",
             "batch",
-            "save_every",
             "segments",
             "save_seconds",
             "max_seconds",
@@ -61,6 +87,10 @@ class Options:
                 raise RecipeError(
                     f"quantize_aware_training: {name} must be positive, found {getattr(self, name)}"
                 )
+        if self.save_every < 0:
+            raise RecipeError(
+                f"quantize_aware_training: save_every must not be negative, found {self.save_every}"
+            )
         for name in ("learn_statistics", "label_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(

@@ -38,6 +38,9 @@ Tensors = tuple[torch.Tensor, ...]
 BACK, MUCH, PATIENCE = 0.25, 1.3, 3
 """What is left of the rates after a step back, and what leads to one."""
 
+JUDGEMENTS = 10
+"""How often a run is judged on held-out samples, where the options leave it open."""
+
 PACING_STEPS = 3
 """Steps after which the pace of a run is known: the first allocates, the next two are alike."""
 
@@ -149,7 +152,8 @@ class Session:
             self._elapsed = self._desk.clock() - begun
             self._pace()
             is_late = self._elapsed >= self._options.max_seconds
-            if is_late or self._step % self._options.save_every == 0 or self._step == self._steps:
+            every = self._options.save_every or max(1, self._steps // JUDGEMENTS)
+            if is_late or self._step % every == 0 or self._step == self._steps:
                 self._judge()
                 self._save()
             elif self._elapsed - self._saved_at >= self._options.save_seconds:
