@@ -18,7 +18,7 @@ from edgeopt_wire.errors import RecipeError
 
 HOST = "host"
 FORMATS = ("onnx", "litert", "executorch")
-PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights", "int4-weights")
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8-e4m3", "int8", "int8-dynamic", "int8-weights", "int4-weights")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Scheme:
 class Target:
     """One kind of file that the device takes, and the numbers of threads that are worth measuring.
 
-    An `optional` one is made only where a recipe names its runtime: it needs libraries that not everybody has.
+    An `optional` one is made only where a recipe names its runtime: it needs libraries that not everybody has. One that
+    is `by_recipe` is made only where a recipe names its precision.
     """
 
     runtime: str
@@ -72,6 +73,7 @@ class Target:
     accelerator: str = "cpu"
     scheme: str = ""
     optional: bool = False
+    by_recipe: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:

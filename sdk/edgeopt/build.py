@@ -174,7 +174,7 @@ def _suited(request: BuildRequest, plan: Plan, loaded: Loaded, bench: Workbench)
     if request.recipe.precisions or all(artifact.precision != "int8" for artifact in plan.artifacts):
         return plan
     base = lower("onnx", loaded.source.model, loaded.source.sha256, bench)
-    offered = {target.precision for target in plan.device.targets} - {"fp32", "int8"}
+    offered = {target.precision for target in plan.device.targets if not target.by_recipe} - {"fp32", "int8"}
     if not suits_dynamic(graph.of(base.model()).operators) or "onnx" not in plan.formats:
         return plan
     try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.artifacts import Adapted, Made, lower, optimize
 from edgeopt.passes import Order
+from edgeopt.passes.cast_floats import Options as FloatOptions
 from edgeopt.passes.quantize_dynamic import Options as DynamicOptions
 from edgeopt.passes.quantize_weights import Options as WeightOptions
 from edgeopt.passes.round_weights import Options as RoundOptions
@@ -279,6 +280,14 @@ def _order(
     if artifact.precision == "int8-dynamic" and pair_safe and "quantize_dynamic" not in recipe.passes:
         # where pairs saturate, unsigned weights take an exact kernel, which is slower: the build measures both ways
         options = replace(DynamicOptions(), unsigned_weights=True)
+    if artifact.precision in ("fp16", "bf16", "fp8-e4m3"):
+        looks = samples is not None and artifact.precision != "bf16"  # which cannot overflow
+        adapted = Adapted(samples, source.model.inputs, base.description.inputs) if looks and samples else ()
+        if artifact.precision != "fp8-e4m3":
+            options = FloatOptions("bfloat16" if artifact.precision == "bf16" else "float16")
+        return Order(
+            samples=adapted, calibration=recipe.calibration, exclude=recipe.exclude, options=options
+        )
     if artifact.precision in ("int8-weights", "int4-weights"):
         given = options if isinstance(options, WeightOptions) else WeightOptions()
         options = replace(given, bits=4 if artifact.precision == "int4-weights" else 8)

@@ -73,7 +73,7 @@ EFFORTS = ("quick", "default", "extensive")
 """quick: nearest rounding. default: rounding by second moments. extensive: channels equalized and every range judged by
 the output's error as well, and a search where the budget is not met."""
 
-PRECISIONS = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "fp16", "fp32")
+PRECISIONS = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8-e4m3", "fp16", "bf16", "fp32")
 ROUNDINGS = ("gptq", "nearest")
 QUANTIZE_KEYS = {"exclude", "rounding"}
 """What the file keeps in its own table."""

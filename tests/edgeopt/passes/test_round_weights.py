@@ -210,6 +210,6 @@ def test_half_precision_keeps_float_edges_and_counts_what_it_clipped() -> None:
     huge[0, 0, 0, 0] = 1e6
     model.program.graph.initializer[0].CopyFrom(numpy_helper.from_array(huge, "w1"))
     result = cast_floats.apply(model, Order())
-    assert result.notes == ("1 weights exceed float16 and were clipped",)
+    assert result.notes[0] == "1 weights exceed float16 and were clipped"
     assert _weights(result.model)["w1"].dtype == np.float16
     assert result.model.program.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
