@@ -25,7 +25,8 @@ from edgeopt.onnx_graphs import fold, observer
 from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt.simulate.pairs import every_partner
-from edgeopt.simulate.safe_rounding import pinned, room_among, row_ranges
+from edgeopt.simulate.safe_rounding import GRID, row_ranges
+from edgeopt.weights.feedback import round_with_feedback
 from edgeopt_converters.model import Model
 from edgeopt_wire.errors import RecipeError
 
@@ -36,7 +37,6 @@ FORMATS = ("onnx",)
 EXTRA = "onnx"
 
 ROUNDED = ("Conv", "Gemm", "MatMul")
-GRID = 127
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,11 @@ def _gather(program: Any, layers: list[_Layer], order: Order, options: Options) 
         seen += 1
         for name, values in observe(sample):
             for layer in wanted.get(name, ()):
-                patches = _patches(layer, values, shapes[layer.weight], options.positions).astype(np.float64)
-                layer.moments += np.einsum("gpi,gpj->gij", patches, patches, optimize=True)
-                layer.means += patches.sum(1)
+                patches = _patches(layer, values, shapes[layer.weight], options.positions)
+                layer.moments += (
+                    patches.swapaxes(1, 2) @ patches
+                )  # float32 within a sample, float64 over them
+                layer.means += patches.sum(1, dtype=np.float64)
                 layer.count += patches.shape[1]
         order.on_sample()
     if seen == 0:
@@ -246,13 +248,7 @@ def _round(
     partner = _partner(layer, weight.shape) if is_pair_safe else np.full(matrix.shape[2], -1)
     largest = row_ranges(matrix, partner)
     scale = np.where(largest > 0, largest / GRID, 1.0)
-    integers = np.zeros_like(matrix)
-    if layer.groups == 1:
-        integers[0] = _solve(matrix[0] / scale[0], layer.moments[0], damping, partner)
-    else:
-        for group in range(layer.groups):
-            integers[group] = _solve(matrix[group] / scale[group], layer.moments[group], damping, partner)
-    rounded = integers * scale
+    rounded = round_with_feedback(matrix / scale, layer.moments, damping, partner) * scale
     mean = layer.means / max(layer.count, 1)
     shift = np.einsum("goi,gi->go", matrix - rounded, mean).reshape(-1)
     return _from_rows(layer, rounded, weight), shift
@@ -286,32 +282,3 @@ def _partner(layer: _Layer, shape: tuple[int, ...]) -> np.ndarray:
     if shape[1] == 1 and shape[0] == layer.groups:
         return np.full(positions, -1)  # depthwise: one by one
     return every_partner(shape[1], positions)
-
-
-def _solve(target: np.ndarray, moments: np.ndarray, damping: float, partner: np.ndarray) -> np.ndarray:
-    """Round `target` (outputs, inputs), in units of the grid, column by column with error feedback.
-
-    The inverse of the damped second moments is taken once, as its upper Cholesky factor: row j then holds the weights
-    with which column j's error is spread over the columns after it (GPTQ, section 3, step 3).
-    """
-    import numpy as np
-
-    inputs = target.shape[1]
-    order = np.argsort(
-        -np.diag(moments), kind="stable"
-    )  # the most active first: they find all others still free
-    damped = moments[np.ix_(order, order)].copy()
-    diagonal = np.diag_indices(inputs)
-    damped[diagonal] += damping * max(float(np.mean(damped[diagonal])), 1e-12)
-    factor = np.linalg.cholesky(np.linalg.inv(damped)).T
-    work = target[:, order].copy()
-    pins = pinned(target, partner)
-    result = np.nan_to_num(pins)
-    for column in range(inputs):
-        at = order[column]
-        rounded = np.clip(np.rint(work[:, column]), *room_among(result, at, partner))
-        rounded = np.where(np.isnan(pins[:, at]), rounded, pins[:, at])
-        result[:, at] = rounded
-        error = (work[:, column] - rounded) / factor[column, column]
-        work[:, column + 1 :] -= np.outer(error, factor[column, column + 1 :])
-    return np.asarray(result)
