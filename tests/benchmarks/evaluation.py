@@ -32,12 +32,16 @@ class Evaluation:
     about: About
 
     @classmethod
-    def load(cls, path: Path, about: About) -> Evaluation:
-        """Read the arrays of a prepared model."""
+    def load(cls, path: Path, about: About, limit: int | None = None) -> Evaluation:
+        """Read the arrays of a prepared model, or `limit` samples that are spread evenly over them."""
         import numpy as np
 
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
+        count = len(next(iter(arrays.values())))
+        if limit is not None and limit < count:
+            chosen = np.linspace(0, count - 1, limit).round().astype(int)
+            arrays = {name: array[chosen] for name, array in arrays.items()}
         labels = arrays.pop("labels", None)
         return cls(arrays, labels, about)
 

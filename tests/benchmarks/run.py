@@ -21,7 +21,7 @@ import registry
 from evaluation import Evaluation
 from judging import Row, judge
 from making import peers_of, quantize, variants
-from models import CALIBRATION, EVALUATION, About
+from models import CALIBRATION, EVALUATION
 from running import open_file, runtime_of, time_in_turns, why_not
 from table import document, markdown
 from work import Outcome, Unavailable
@@ -46,8 +46,10 @@ def main() -> None:
             found[name] = {"skipped": str(reason)}
             _say(f"{name}: skipped: {reason}")
             continue
-        rows = _bench(name, folder, about, cache, peers_of(args.peers))
-        described = {"description": about.description, "task": about.task, "notes": about.notes}
+        given = Evaluation.load(folder / EVALUATION, about, args.limit)
+        rows = _bench(name, folder, given, cache, peers_of(args.peers))
+        notes = [*about.notes, *([f"{len(given)} evaluation samples"] if args.limit else [])]
+        described = {"description": about.description, "task": about.task, "notes": notes}
         found[name] = {**described, "rows": rows}
         if args.json:
             args.json.write_text(json.dumps(document(machine, found), indent=2), encoding="utf-8")
@@ -60,6 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join(registry.QUICK), help="names by comma, or `all`")
     parser.add_argument("--peers", default="all", help="names by comma, or `all`")
+    parser.add_argument("--limit", type=int, help="evaluation samples of a model at most, for a first look")
     parser.add_argument("--json", type=Path, help="also write everything here")
     parser.add_argument("--markdown", type=Path, help="also write the tables here")
     parser.add_argument(
@@ -68,7 +71,8 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _bench(name: str, folder: Path, about: About, cache: Path, peers: list[str]) -> list[Row]:
+def _bench(name: str, folder: Path, given: Evaluation, cache: Path, peers: list[str]) -> list[Row]:
+    about = given.about
     files: dict[str, Path] = {}
     rows: dict[str, Row] = {}
     for kind, runtime in (("onnx", "onnxruntime"), ("litert", "litert")):
@@ -77,7 +81,6 @@ def _bench(name: str, folder: Path, about: About, cache: Path, peers: list[str])
             rows[label], files[label] = Row(label, runtime), Path(about.files[kind])
     for label, file in about.given.items():
         rows[label], files[label] = Row(label, runtime_of(Path(file))), Path(file)
-    given = Evaluation.load(folder / EVALUATION, about)
     for peer, variant, label in variants(peers, about.bits):
         _say(f"{name}: {label}")
         outcome = quantize(peer, variant, about, folder / CALIBRATION, cache)

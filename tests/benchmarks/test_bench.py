@@ -17,6 +17,7 @@ import peers  # noqa: E402
 import run  # noqa: E402
 import running  # noqa: E402
 import table  # noqa: E402
+from evaluation import Evaluation  # noqa: E402
 from models import CALIBRATION, EVALUATION, About, write_samples  # noqa: E402
 
 PEERS = {
@@ -64,9 +65,24 @@ def _prepare(folder):
     return folder, About("A product", "classification", {"onnx": str(folder / "model.onnx")})
 
 
+def given(folder, about, limit=None):
+    return Evaluation.load(folder / EVALUATION, about, limit)
+
+
+def test_a_first_look_takes_samples_from_everywhere(bench):
+    (folder, about), _ = bench
+    whole, few = given(folder, about), given(folder, about, 4)
+    assert (len(whole), len(few)) == (40, 4)
+    assert np.array_equal(few.arrays["x"], whole.arrays["x"][[0, 13, 26, 39]])
+    assert np.array_equal(few.labels, whole.labels[[0, 13, 26, 39]])
+
+
 def test_a_peer_that_crashes_is_a_row_with_what_it_said_and_the_others_are_measured(bench):
     (folder, about), cache = bench
-    rows = {row.name: row for row in run._bench("net", folder, about, cache, making.peers_of("all"))}
+    rows = {
+        row.name: row
+        for row in run._bench("net", folder, given(folder, about), cache, making.peers_of("all"))
+    }
     assert rows["raising peer"].error == "ValueError: no such operator | here"
     assert "process ended with -6" in rows["dying peer"].error
     assert rows["refusing peer"].error == "does not apply: takes photos only"
@@ -80,7 +96,7 @@ def test_a_peer_that_crashes_is_a_row_with_what_it_said_and_the_others_are_measu
 
 def test_every_row_stands_in_the_table_and_in_the_document(bench):
     (folder, about), cache = bench
-    rows = run._bench("net", folder, about, cache, making.peers_of("all"))
+    rows = run._bench("net", folder, given(folder, about), cache, making.peers_of("all"))
     found = {"net": {"description": "A product", "task": "classification", "notes": [], "rows": rows}}
     shown = [line for line in table.markdown("a machine", found).splitlines() if line.startswith("|")]
     assert len(shown) == 2 + len(rows) == 2 + 1 + len(PEERS)
