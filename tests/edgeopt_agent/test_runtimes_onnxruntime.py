@@ -116,6 +116,8 @@ def test_tensorrt_engines_are_cached_under_the_models_bytes(
     assert Path(first["trt_engine_cache_path"]).is_dir()
     file.write_bytes(file.read_bytes() + b"\0")
     assert runtime._provider_options(file, variant)["trt_engine_cache_path"] != first["trt_engine_cache_path"]
+    assert "trt_bf16_enable" not in first
+    assert runtime._provider_options(file, replace(variant, precision="bf16"))["trt_bf16_enable"] == "1"
 
 
 def test_damaged_file_is_a_runtime_failure(tmp_path: Path) -> None:
