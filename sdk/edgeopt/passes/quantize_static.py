@@ -19,7 +19,7 @@ from typing import Any
 
 from edgeopt.calibrate import Judge, Stream, alarms, find_ranges
 from edgeopt.fake_quantize import FakeQuantized, Grid, read_quantized
-from edgeopt.onnx_graphs import fold, observer
+from edgeopt.onnx_graphs import ends_observer, fold, observer
 from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt.ranges import Range
@@ -53,7 +53,10 @@ def apply(model: Model, order: Order) -> Result:
     scheme = _checked(order.scheme)
     folded = fold(model.program)
     outputs = frozenset(output.name for output in folded.graph.output)
-    observe = observer(folded, _places(folded, scheme, order.exclude) | outputs)
+    needs_ends = order.calibration.method == "minmax" and not order.ranges
+    observe = (ends_observer if needs_ends else observer)(
+        folded, _places(folded, scheme, order.exclude) | outputs
+    )
     ranges = find_ranges(
         observe,
         Stream(order.samples, order.checkpoint, order.on_sample),
