@@ -61,6 +61,6 @@ def round_with_feedback(
             errors[..., column - start] = error
             work[..., column + 1 : end] -= error[..., None] * factor[:, None, column, column + 1 : end]
         work[..., end:] -= errors @ factor[:, start:end, end:]
-    found = np.empty_like(result)
+    found: np.ndarray = np.empty_like(result)
     np.put_along_axis(found, np.broadcast_to(order[:, None, :], result.shape), result, 2)
     return found
