@@ -11,13 +11,10 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
+from edgeopt_converters.executorch_file import quiet
 from edgeopt_converters.model import Model
 from edgeopt_wire.errors import UnsupportedError
 
@@ -26,8 +23,6 @@ TARGET = "executorch"
 COST = 10.0
 EXTRA = "executorch"
 MODULES = ("torch", "executorch")
-
-_NOISY = ("", "torch", "torchao", "executorch")
 
 
 def convert(model: Model) -> Model:
@@ -93,19 +88,3 @@ def _cause(error: BaseException) -> str:
     """The first lines of what the libraries say; the rest is a dump of the whole program."""
     lines = [line.strip() for line in f"{error}".splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:3])[:500]}"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' deprecations and remarks on their own builds off the terminal."""
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -22,8 +22,9 @@ from edgeopt.executorch.places import Places, find_places
 from edgeopt.onnx_graphs import fold
 from edgeopt.passes import Order, Result
 from edgeopt_converters import path as conversion
+from edgeopt_converters.executorch_file import quiet
 from edgeopt_converters.model import Model
-from edgeopt_converters.torch_to_executorch import lower_program, quiet
+from edgeopt_converters.torch_to_executorch import lower_program
 from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError, UnsupportedError
 
