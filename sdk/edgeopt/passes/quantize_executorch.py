@@ -65,8 +65,9 @@ def apply(model: Model, order: Order) -> Result:
         else ()
     )
     left = (f"left in float by the recipe: {', '.join(order.exclude)}",) if order.exclude else ()
+    learned = ("ranges that training found are not taken here, calibrated ones are",) if order.ranges else ()
     made = Model("executorch", program, model.name, model.inputs, model.outputs)
-    return Result(made, (*left, *said, *alarms(ranges, outputs)))
+    return Result(made, (*left, *learned, *said, *alarms(ranges, outputs)))
 
 
 def walks(order: Order, available: int) -> int:  # noqa: ARG001 - the same for every pass
