@@ -38,6 +38,7 @@ from edgeopt.predict import Prediction, foresee, predictions
 from edgeopt.progress import Progress
 from edgeopt.recipe import Recipe
 from edgeopt.reporting import Work, build_report, choose, repeatable
+from edgeopt.search import Aim
 from edgeopt.sources import Source, load_source
 from edgeopt.validate import Question, Validation, validate
 from edgeopt.workbench import Workbench
@@ -130,9 +131,8 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
         made = make_artifacts(plan, loaded.source, loaded.calibration, request.recipe, bench)
         made = _train(request, plan, made, loaded, bench)
         mixed = _search(request, plan, made, loaded, bench)
-        if mixed is not None and mixed.made is not None:
-            plan = with_mixed(plan, mixed)
-            made = {**made, mixed.made.artifact.id: mixed.made}
+        plan = with_mixed(plan, mixed)
+        made |= {entry.made.artifact.id: entry.made for entry in mixed if entry.made is not None}
         stage = scratch / "stage"
         manifest = _stage(stage, plan, made, loaded, request)
         manifest = replace(manifest, files=file_entries(stage, _files(stage)))
@@ -336,10 +336,12 @@ def _train(
 
 def _search(
     request: BuildRequest, plan: Plan, made: Mapping[str, Made], loaded: Loaded, bench: Workbench
-) -> Mixed | None:
-    """Look for mixed precision where a drop is allowed and there is data to judge it on."""
+) -> tuple[Mixed, ...]:
+    """Look for mixed precision where there is a goal, and data to judge it on."""
     if loaded.evaluation is None or loaded.calibration is None:
-        return None
+        if request.recipe.search != Aim():
+            raise RecipeError("[search] judges files on evaluation data; give --calibration and --evaluation")
+        return ()
     question = Question(request.recipe.evaluate, request.budget.max_drop, request.budget.relative)
     wanted = Wanted(
         plan, made, loaded.source, loaded.calibration, loaded.evaluation, request.recipe, question

@@ -1,22 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A build's search for mixed precision: from its int8 ONNX artifact and its budget to one artifact more, or none.
+"""A build's searches for mixed precision: from its int8 artifacts and a goal to one artifact more for each, or none.
 
-The search runs where int8 alone does not keep `--max-drop`; its first try is int8 alone, so it answers that itself.
+- The goal is the recipe's `[search]`, else `--max-drop`; with neither, and at effort `quick`, nothing is searched.
+- The first try is int8 alone. Where it keeps the goal and nothing below int8 is asked for, that is the answer.
+- What the levels of a format are, and how a file with them is made, is its workshop's (`mixed_onnx`, `mixed_litert`).
+- Times are measured here, next to the float file, where this machine speaks for the device; elsewhere they are estimated
+  where published latencies allow it (`edgeopt.predict`), and measured here as the last resort.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from edgeopt.artifacts import MODEL_FILE, TENSOR_SAMPLES, Adapted, Made, write_artifact
-from edgeopt.onnx_select import PRODUCTS, describe
+from edgeopt.artifacts import MODEL_FILE, Adapted, Made, write_artifact
 from edgeopt.plan import BASELINE, Artifact, Candidate, Plan
-from edgeopt.search import BEST, Journal, Point, Trial, measure_point, rank_operators, relative_time, search
+from edgeopt.predict import predict, speaks_for
+from edgeopt.search import BEST, Changes, Goal, Journal, Judged, Knob, Point, Trial, measure_point, search
+from edgeopt.side_by_side import loaded, relative_time
 from edgeopt.sources import file_digest
+from edgeopt_converters import graph
 from edgeopt_converters.model import Model
 from edgeopt_wire.document import canonical_bytes, to_json
 from edgeopt_wire.errors import RecipeError
@@ -27,16 +35,16 @@ if TYPE_CHECKING:
     from edgeopt.evaluate.assess import Reference
     from edgeopt.evaluate.outputs import Outputs
     from edgeopt.evaluate.samples import Sample, Samples
-    from edgeopt.ranges import Range
     from edgeopt.recipe import Recipe
     from edgeopt.sources import Source
     from edgeopt.validate import Question
     from edgeopt.workbench import Workbench
-    from edgeopt_profiles.profile import Scheme
 
 PRECISION = "int8-mixed"
 MAX_SAMPLES = 400
 """Samples that one try is judged on; the report's figures are of all of them."""
+
+FORMATS = ("onnx", "litert")
 
 
 @dataclass(frozen=True)
@@ -51,127 +59,188 @@ class Wanted:
     recipe: Recipe
     question: Question
 
+    @property
+    def goal(self) -> Goal | None:
+        """What the recipe's `[search]` asks for, else the allowed drop in the unit of the judged figure."""
+        asked = self.recipe.search.goal()
+        if asked is not None or self.question.max_drop is None:
+            return asked
+        return Goal("drop", self.question.max_drop)
+
 
 @dataclass(frozen=True)
 class Mixed:
-    """What a search gave: its journal, operators by what survives an export, and the artifact where one was made."""
+    """What a search gave: its journal, its changes by what survives an export, and the artifact where one was made."""
 
+    base: str
     journal: Journal
-    floats: tuple[str, ...]
-    made: Made | None
+    changes: tuple[str, ...] = ()
+    exclude: str = ""
+    """Ready to paste into a recipe's `[quantize]`, or empty."""
+    made: Made | None = None
 
 
-def search_mixed(wanted: Wanted, bench: Workbench) -> Mixed | None:
-    """Search where the plan has int8 for ONNX Runtime's CPU and a drop is allowed; else None."""
-    import onnx
+class Workshop(Protocol):
+    """How a format's files are made with a level for each operator."""
 
-    artifact = _searchable(wanted.plan)
-    if artifact is None or wanted.question.max_drop is None or wanted.recipe.effort == "quick":
-        return None
+    knobs: tuple[Knob, ...]
+
+    def make(self, changes: Changes) -> bytes:
+        """A file with these changes; `RuntimeFailure` where the quantizer refuses them."""
+        ...
+
+    def describe(self, name: str) -> str:
+        """The selector of an operator that survives an export."""
+        ...
+
+    def program(self, file: bytes) -> Any:
+        """A file as a model's program."""
+        ...
+
+
+def search_mixed(wanted: Wanted, bench: Workbench) -> tuple[Mixed, ...]:
+    """Search for every int8 artifact that a CPU runs, where there is a goal."""
+    if wanted.goal is None or wanted.recipe.effort == "quick":
+        return ()
+    return tuple(_search_one(wanted, artifact, bench) for artifact in _searchable(wanted.plan))
+
+
+def _search_one(wanted: Wanted, artifact: Artifact, bench: Workbench) -> Mixed:
     made = wanted.made[artifact.id]
     key = {
         "stage": "search",
         "artifact": file_digest(made.file),
         "evaluation": wanted.evaluation.digest,
         "question": to_json(wanted.question),
+        "search": to_json(wanted.recipe.search),
+        "device": wanted.plan.device.id,
+        "exclude": list(wanted.recipe.exclude),
         "tools": dict(bench.tools),
     }
     digest = hashlib.sha256(canonical_bytes(key)).hexdigest()
     folder = bench.cache.keep(f"search-{digest}", bench.scratch)
-    judge = _Judge.open(wanted, made)
-    with bench.progress.stage(f"search mixed precision from {artifact.id}") as step:
-        alone = judge.point((), made.file.read_bytes())
-        if alone.kept:
-            step.detail = "int8 everywhere keeps the drop"
-            return Mixed(Journal(digest, judge.allowed, (), (alone,), finished=True), (), None)
-        workshop = _Workshop.open(judge, made)
-        journal = search(workshop.trial(), folder, digest, on_try=lambda _: step.advance())
-        best = journal.best
-        step.detail = _said(best, len(journal.points))
-    if best is None or not best.floats:
-        return Mixed(journal, (), None)
-    names = tuple(describe(workshop.folded, name) for name in best.floats)
-    found = replace(artifact, id=f"{artifact.id}-mixed", precision=PRECISION)
-    note = f"left in floats to keep --max-drop: {', '.join(names)}"
+    options = wanted.recipe.search
+    with (
+        bench.progress.stage(f"search mixed precision from {artifact.id}") as step,
+        _Judge.open(wanted, made) as judge,
+    ):
+        alone = measure_point(judge.trial(None), ())[0]
+        if alone.kept and not options.goes_below:
+            step.detail = f"int8 everywhere keeps {judge.goal.sentence()}"
+            return Mixed(artifact.id, Journal(digest, judge.goal, (), (alone,), finished=True))
+        workshop = _open_workshop(judge, made)
+        trial = judge.trial(workshop)
+        journal = search(trial, folder, digest, max_tries=options.max_tries, on_try=lambda _: step.advance())
+        step.detail = _said(journal)
+    best = journal.best
+    if best is None or not best.changes:
+        return Mixed(artifact.id, journal)
+    return _finished(made, journal, best, workshop=workshop, folder=folder, bench=bench)
+
+
+def _finished(
+    made: Made, journal: Journal, best: Point, *, workshop: Workshop, folder: Path, bench: Workbench
+) -> Mixed:
+    """The best file as an artifact of the build."""
+    names = tuple(f"{workshop.describe(change.operator)} {change.level}" for change in best.changes)
+    exclude = ", ".join(
+        f'"{workshop.describe(change.operator)}"' for change in best.changes if change.level == "fp32"
+    )
+    found = replace(made.artifact, id=f"{made.artifact.id}-mixed", precision=PRECISION)
+    kept = "to keep" if best.kept else "as near as it came to"
+    note = f"not int8, {kept} {journal.goal.sentence()}: {', '.join(names)}"
     target = bench.scratch / found.id
     target.mkdir(parents=True, exist_ok=True)
-    program = onnx.load(folder / BEST)
-    write_artifact(
-        target,
-        Model("onnx", program, made.description.name, made.description.inputs, made.description.outputs),
-        (*made.description.notes, note),
-    )
-    described = replace(made.description, notes=(*made.description.notes, note))
-    return Mixed(journal, names, Made(found, target / MODEL_FILE, described, made.origin))
+    of, notes = made.description, (*made.description.notes, note)
+    program = workshop.program((folder / BEST).read_bytes())
+    write_artifact(target, Model(of.format, program, of.name, of.inputs, of.outputs), notes)
+    mixed = Made(found, target / MODEL_FILE, replace(of, notes=notes), made.origin)
+    return Mixed(made.artifact.id, journal, names, f"exclude = [{exclude}]" if exclude else "", mixed)
 
 
-def with_mixed(plan: Plan, mixed: Mixed) -> Plan:
-    """The plan with the mixed artifact beside the int8 one, run with as many threads."""
-    if mixed.made is None:
-        return plan
-    artifact = mixed.made.artifact
-    threads = sorted(
-        {
-            candidate.threads
-            for candidate in plan.candidates
-            if candidate.runtime == "onnxruntime"
-            and candidate.accelerator == "cpu"
-            and not candidate.reference
-        }
-    )
-    more = tuple(
-        Candidate(f"onnxruntime-{PRECISION}-{count}t", artifact.id, "onnxruntime", count, "cpu")
-        for count in threads
-    )
-    return replace(plan, artifacts=(*plan.artifacts, artifact), candidates=(*more, *plan.candidates))
+def with_mixed(plan: Plan, mixed: tuple[Mixed, ...]) -> Plan:
+    """The plan with the mixed artifacts beside the int8 ones, run with as many threads."""
+    for entry in mixed:
+        if entry.made is None:
+            continue
+        artifact = entry.made.artifact
+        more = tuple(
+            replace(candidate, id=candidate.id.replace("int8", PRECISION), artifact=artifact.id)
+            for candidate in _on_cpu(plan)
+            if candidate.artifact == entry.base
+        )
+        plan = replace(plan, artifacts=(*plan.artifacts, artifact), candidates=(*more, *plan.candidates))
+    return plan
 
 
-def _searchable(plan: Plan) -> Artifact | None:
-    runs_on_cpu = {
-        candidate.artifact
-        for candidate in plan.candidates
-        if candidate.runtime == "onnxruntime" and candidate.accelerator == "cpu" and not candidate.reference
-    }
-    for artifact in plan.artifacts:
-        if artifact.precision == "int8" and artifact.format == "onnx" and artifact.id in runs_on_cpu:
-            return artifact
-    return None
+def _on_cpu(plan: Plan) -> list[Candidate]:
+    return [entry for entry in plan.candidates if entry.accelerator == "cpu" and not entry.reference]
 
 
-def _said(best: Point | None, tries: int) -> str:
+def _searchable(plan: Plan) -> list[Artifact]:
+    run = {candidate.artifact for candidate in _on_cpu(plan)}
+    return [
+        artifact
+        for artifact in plan.artifacts
+        if artifact.precision == "int8"
+        and artifact.format in FORMATS
+        and not artifact.made_for
+        and artifact.id in run
+        and (artifact.scheme is None or artifact.scheme.io == "float32")
+    ]
+
+
+def _open_workshop(judge: _Judge, made: Made) -> Workshop:
+    from edgeopt import mixed_litert, mixed_onnx
+
+    module: Any = {"onnx": mixed_onnx, "litert": mixed_litert}[made.artifact.format]
+    samples = Adapted(judge.wanted.calibration, judge.wanted.source.model.inputs, made.description.inputs)
+    workshop: Workshop = module.open_workshop(made, samples, judge.wanted.recipe)
+    return workshop
+
+
+def _said(journal: Journal) -> str:
+    best = journal.best
     if best is None:
         return "nothing was tried"
     answer = "keeps" if best.kept else "nothing keeps"
-    return f"{tries} tries; {answer} the drop with {len(best.floats)} operators in floats"
+    return f"{len(journal.points)} tries; {answer} {journal.goal.sentence()} with {len(best.changes)} operators not in int8"
 
 
 @dataclass(frozen=True)
 class _Judge:
-    """What the float model says of the evaluation samples, and how a file is compared with it."""
+    """What the float model says of the evaluation samples, and how a file is compared with it and timed."""
 
     wanted: Wanted
     made: Made
-    float_file: bytes
     reference: Reference
+    goal: Goal
+    sample: Mapping[str, np.ndarray]
+    stack: ExitStack
 
     @classmethod
     def open(cls, wanted: Wanted, made: Made) -> _Judge:
         from edgeopt.evaluate.assess import refer
 
-        float_file = wanted.made[BASELINE].file.read_bytes()
-        outputs = _outputs(float_file, wanted, made)
-        return cls(wanted, made, float_file, refer(outputs, wanted.question.evaluation))
+        baseline = wanted.made[BASELINE]
+        outputs = _outputs(baseline.file.read_bytes(), wanted, baseline)
+        reference = refer(outputs, wanted.question.evaluation)
+        goal = wanted.goal
+        if goal is None:
+            raise RecipeError("nothing says what a search is to keep; give --max-drop or [search]")
+        if goal.metric == "drop" and wanted.question.relative and reference.scores is not None:
+            goal = replace(goal, limit=goal.limit * abs(reference.scores.find(reference.metric).value))
+        sample = next(iter(_adapted(wanted, made)))
+        return cls(wanted, made, reference, goal, sample, ExitStack())
 
-    @property
-    def allowed(self) -> float:
-        """The drop that is allowed, in the unit of the judged figure."""
-        allowed = self.wanted.question.max_drop or 0.0
-        if self.wanted.question.relative and self.reference.scores is not None:
-            allowed *= abs(self.reference.scores.find(self.reference.metric).value)
-        return allowed
+    def __enter__(self) -> _Judge:
+        return self
 
-    def judge(self, file: bytes) -> tuple[float, float]:
-        """The drop and the SQNR of a file."""
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def judge(self, file: bytes) -> Judged:
+        """How near a file is to the float model."""
         from edgeopt.evaluate.assess import assess
 
         question = self.wanted.question
@@ -181,82 +250,57 @@ class _Judge:
             max_drop=question.max_drop,
             relative=question.relative,
         )
-        sqnr = found.quality.sqnr_db if found.quality.sqnr_db is not None else 0.0
-        if found.verdict is not None:
-            return found.verdict.drop, sqnr
-        return 1 - (found.quality.agreement or 0.0), sqnr
+        quality, verdict = found.quality, found.verdict
+        drop = verdict.drop if verdict is not None else 1 - (quality.agreement or 0.0)
+        return Judged(drop, quality.sqnr_db if quality.sqnr_db is not None else 0.0, found.fidelity.kl)
 
-    def point(self, floats: tuple[str, ...], file: bytes) -> Point:
-        """Judge and time one file."""
-        return measure_point(self.trial((), {}, lambda _: file), floats)[0]
+    def trial(self, workshop: Workshop | None) -> Trial:
+        """A search's question; without a workshop, of the int8 artifact as it is."""
+        if workshop is None:
+            file = self.made.file.read_bytes()
+            return Trial((), self.goal, lambda _: file, self.judge, self._timer(None))
+        return Trial(workshop.knobs, self.goal, workshop.make, self.judge, self._timer(workshop))
 
-    def trial(
-        self, order: tuple[str, ...], macs: Mapping[str, int], make: Callable[[tuple[str, ...]], bytes]
-    ) -> Trial:
-        """A search's question."""
-        sample = next(iter(_adapted(self.wanted, self.made)))
-        return Trial(
-            order,
-            macs,
-            self.allowed,
-            make,
-            self.judge,
-            lambda file: relative_time(self.float_file, file, sample),
+    def _timer(self, workshop: Workshop | None) -> Any:
+        runtime = self.made.artifact.runtime
+        floats = self.wanted.made[f"{self.made.artifact.format}-fp32"]
+        edges = (self.made.description.inputs, self.made.description.outputs)
+        estimates = None if speaks_for(self.wanted.plan.device) else self._estimator(floats, workshop)
+
+        def measured(file: bytes) -> tuple[float, bool]:
+            with (
+                loaded(floats.file.read_bytes(), runtime, *edges) as first,
+                loaded(file, runtime, *edges) as second,
+            ):
+                return relative_time(first, second, self.sample), False
+
+        def timer(file: bytes) -> tuple[float, bool]:
+            ratio = estimates(file) if estimates is not None else None
+            return measured(file) if ratio is None else (ratio, True)
+
+        return timer
+
+    def _estimator(self, floats: Made, workshop: Workshop | None) -> Any:
+        """File -> estimated time over the float file's, or None where nothing is published to rest on."""
+        device, of = self.wanted.plan.device, self.made.description
+        candidate = next(
+            entry for entry in _on_cpu(self.wanted.plan) if entry.artifact == self.made.artifact.id
         )
+        mixed = replace(self.made.artifact, precision=PRECISION)
+        plain = replace(self.made.artifact, precision="fp32")
+        reference = predict(device, candidate, plain, graph.of(floats.model()).operators).estimate
 
+        def ratio(file: bytes) -> float | None:
+            if workshop is None:
+                model = self.made.model()
+            else:
+                model = Model(of.format, workshop.program(file), of.name, of.inputs, of.outputs)
+            own = predict(device, candidate, mixed, graph.of(model).operators).estimate
+            if own is None or reference is None:
+                return None
+            return own.latency_ns / reference.latency_ns
 
-@dataclass(frozen=True)
-class _Workshop:
-    """Everything that making one try needs, set up once."""
-
-    judge: _Judge
-    scheme: Scheme
-    folded: Any
-    ranges: Mapping[str, Range]
-    order: tuple[str, ...]
-    macs: Mapping[str, int]
-
-    @classmethod
-    def open(cls, judge: _Judge, made: Made) -> _Workshop:
-        import onnx
-
-        from edgeopt.attribute import Laboratory, sensitivity
-        from edgeopt.calibrate import Stream, find_ranges
-        from edgeopt.onnx_graphs import fold, observer
-        from edgeopt_converters import graph
-
-        scheme = made.artifact.scheme
-        if made.base is None or scheme is None:
-            raise RecipeError(f"{made.artifact.id} was not made from a float model; nothing can be searched")
-        wanted = judge.wanted
-        folded = fold(onnx.load(made.base))
-        adapted = Adapted(wanted.calibration, wanted.source.model.inputs, made.description.inputs)
-        ranges = find_ranges(
-            observer(folded),
-            Stream(adapted),
-            wanted.recipe.calibration,
-            keep_full=frozenset(output.name for output in folded.graph.output),
-            symmetric=scheme.symmetric_activations,
-        )
-        origin = onnx.load(made.origin or made.base)
-        laboratory = Laboratory.open(origin, made.model().program, adapted, TENSOR_SAMPLES)
-        owners = _owners(folded)
-        errors = [(owners.get(entry.node, entry.node), entry.share) for entry in sensitivity(laboratory)]
-        model = Model("onnx", folded, "search", made.description.inputs, made.description.outputs)
-        macs = {operator.name: operator.macs for operator in graph.of(model).operators}
-        return cls(judge, scheme, folded, ranges, rank_operators(folded, errors), macs)
-
-    def trial(self) -> Trial:
-        """A search's question: make a file with these operators in floats, judge it, time it."""
-        from edgeopt.passes.quantize_static import with_ranges
-
-        def make(floats: tuple[str, ...]) -> bytes:
-            excluded = tuple(dict.fromkeys((*self.judge.wanted.recipe.exclude, *floats)))
-            quantized = with_ranges(self.folded, self.scheme, self.ranges, excluded)
-            program: bytes = quantized.SerializeToString(deterministic=True)
-            return program
-
-        return self.judge.trial(self.order, self.macs, make)
+        return ratio
 
 
 def _adapted(wanted: Wanted, made: Made) -> Adapted:
@@ -264,23 +308,18 @@ def _adapted(wanted: Wanted, made: Made) -> Adapted:
 
 
 def _outputs(file: bytes, wanted: Wanted, made: Made) -> Outputs:
-    """Run the first samples in ONNX Runtime."""
-    import onnxruntime as ort
-
+    """Run the first samples as the agent would."""
     from edgeopt.evaluate.outputs import collect
-    from edgeopt_agent.tensors import to_variant
+    from edgeopt_agent.tensors import from_variant, to_variant
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    signature, own_inputs = wanted.source.model.inputs, made.description.inputs
+    signature, own = wanted.source.model, made.description
+    with loaded(file, made.artifact.runtime, own.inputs, own.outputs) as session:
 
-    def infer(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        own = to_variant(signature, own_inputs, inputs)
-        return dict(zip(names, session.run(names, own), strict=True))
+        def infer(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            found = session.run(to_variant(signature.inputs, own.inputs, inputs))
+            return from_variant(own.outputs, signature.outputs, found)
 
-    return collect(infer, _First(wanted.evaluation))
+        return collect(infer, _First(wanted.evaluation))
 
 
 @dataclass(frozen=True)
@@ -298,14 +337,3 @@ class _First:
 
     def __iter__(self) -> Iterator[Sample]:
         return islice(iter(self.whole), MAX_SAMPLES)
-
-
-def _owners(program: Any) -> dict[str, str]:
-    """An activation that a runtime fuses into its convolution belongs to that: Relu or Clip -> the layer's name."""
-    writer = {name: node for node in program.graph.node for name in node.output}
-    found = {}
-    for node in program.graph.node:
-        source = writer.get(node.input[0]) if node.input else None
-        if node.op_type in ("Relu", "Clip") and source is not None and source.op_type in PRODUCTS:
-            found[node.name] = source.name
-    return found

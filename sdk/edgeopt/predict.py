@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -134,6 +135,11 @@ def predict(
     )
 
 
+def speaks_for(device: DeviceProfile) -> bool:
+    """Whether latencies of this machine say which of two files is faster on a device: the same instruction set."""
+    return device.id == HOST or platform.machine() in device.architectures
+
+
 def is_slower(own: Estimate, reference: Estimate) -> bool:
     """Whether one is slower with confidence: even at its best it is above the other at its worst."""
     return own.low_ns > reference.high_ns
@@ -146,6 +152,8 @@ def _unlike(operators: Sequence[Operator]) -> str:
         return "the model's multiply-accumulates are not known: its shapes are not fixed"
     if odd := next((operator.type for operator in operators if operator.type in _RECURRENT), ""):
         return f"the published latencies are of convolutional nets, and this model has {odd} operators"
+    if any(tensor.dtype == "int16" for operator in operators for tensor in operator.outputs):
+        return "no latency with activations of 16 bits is published that this could rest on"
     products = sum(entry.macs for entry in work_of(operators) if entry.kind == "product")
     if products > MOSTLY * total:
         return (

@@ -37,6 +37,11 @@ metric = "map"                        # the figure that --max-drop is on; defaul
 data = "photos/train"                 # default: the calibration samples alone
 minutes = 15
 
+[search]                              # mixed precision; default: only where int8 does not keep --max-drop
+min_sqnr_db = 26.0                    # or max_kl = 0.01: the goal in place of --max-drop
+levels = ["int4"]                     # tried as well: weights of 4 bits; "int16": activations of 16 (LiteRT)
+max_tries = 25
+
 [passes.round_weights]                # options of one pass, by the names of its `Options`
 samples = 64
 
@@ -62,6 +67,7 @@ from typing import Any
 
 from edgeopt.calibrate import Calibration
 from edgeopt.evaluate.assess import Evaluation
+from edgeopt.search import Aim
 from edgeopt.training.options import Training
 from edgeopt_wire import seam
 from edgeopt_wire.document import canonical_bytes, from_json, to_json
@@ -94,6 +100,7 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     rounding: str = "gptq"
     evaluate: Evaluation = field(default_factory=Evaluation)
+    search: Aim = field(default_factory=Aim)
     train: Training = field(default_factory=Training)
     passes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     inputs: tuple[TensorSpec, ...] = ()
@@ -180,6 +187,9 @@ def _parse(data: dict[str, Any], path: Path) -> Recipe:
         _table(data, "evaluate", path),
         {entry.name for entry in dataclasses.fields(Evaluation)},
         f"{path} [evaluate]",
+    )
+    _check_keys(
+        _table(data, "search", path), {entry.name for entry in dataclasses.fields(Aim)}, f"{path} [search]"
     )
     for spec in data.get("inputs", []):
         _check_keys(spec, {entry.name for entry in dataclasses.fields(TensorSpec)}, f"{path} [[inputs]]")

@@ -14,7 +14,7 @@ from edgeopt.budget import Facts
 from edgeopt.coverage import Coverage, problems
 from edgeopt.evaluate.metrics import SQNR_CEILING_DB
 from edgeopt.plan import BASELINE, Candidate, Plan
-from edgeopt.predict import Prediction, is_slower
+from edgeopt.predict import Prediction, is_slower, speaks_for
 from edgeopt.report import document
 from edgeopt.validate import Validation
 from edgeopt_converters import graph
@@ -52,7 +52,7 @@ class Work:
     measured: Mapping[str, Measurement]
     coverage: Mapping[str, Coverage] = field(default_factory=dict)
     attributions: Mapping[str, Attribution] = field(default_factory=dict)
-    mixed: Mixed | None = None
+    mixed: tuple[Mixed, ...] = ()
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
 
     def prediction(self, candidate_id: str) -> Prediction:
@@ -133,7 +133,7 @@ def _choose_by_speed(work: Work, candidate: Candidate) -> Choice:
     faster = _times_faster(candidate, work.measured)
     if faster is None or candidate.id == reference_of(candidate):
         return Choice(True, kept)
-    if not _speaks_for_device(work):
+    if not speaks_for(work.plan.device):
         return _choose_by_estimate(work, candidate, kept)
     if _is_slower(work.measured[candidate.id], work.measured[reference_of(candidate)]):
         return Choice(
@@ -165,14 +165,6 @@ def _is_slower(own: Measurement, reference: Measurement) -> bool:
         return False
     medians = own.timing.p50_ns > SLOWER * reference.timing.p50_ns
     return medians and own.timing.min_ns > SLOWER * reference.timing.min_ns
-
-
-def _speaks_for_device(work: Work) -> bool:
-    """Whether latencies of this machine say which of two files is faster on the device: the same instruction set."""
-    import platform
-
-    profile = work.plan.device
-    return profile.id == "host" or platform.machine() in profile.architectures
 
 
 def _instead(work: Work, reference: str, candidate: Candidate) -> Choice:
@@ -230,7 +222,7 @@ def build_report(work: Work, choices: Mapping[str, Choice], progress: Progress) 
         provenance=manifest.provenance,
         warnings=tuple(dict.fromkeys(warnings)),
         attributions=dict(work.attributions),
-        search=work.mixed.journal if work.mixed else None,
+        searches={entry.base: entry.journal for entry in work.mixed},
     )
 
 
@@ -351,8 +343,8 @@ def _explained(work: Work) -> list[document.Decision]:
                 attribution.sentence(),
             )
         )
-    if work.mixed is not None and work.mixed.journal.best is not None:
-        found.append(_searched(work.mixed))
+    for entry in work.mixed:
+        found.extend(_searched(entry))
     for name, coverage in work.coverage.items():
         if work.plan.artifact(name).precision != "fp32":
             found.append(document.Decision(name, "what runs in integers", coverage.sentence()))
@@ -360,14 +352,26 @@ def _explained(work: Work) -> list[document.Decision]:
     return found
 
 
-def _searched(mixed: Mixed) -> document.Decision:
+def _searched(mixed: Mixed) -> list[document.Decision]:
     journal, best = mixed.journal, mixed.journal.best
-    if best is None or not best.floats:
-        return document.Decision("search", "int8 everywhere", "it keeps --max-drop as it is")
-    choice = f"{', '.join(mixed.floats)} in floats"
+    goal = journal.goal.sentence()
+    if best is None:
+        return []
+    subject = f"search from {mixed.base}"
+    if not best.changes:
+        said = "it keeps" if best.kept else "nothing that was tried comes nearer to"
+        return [document.Decision(subject, "int8 everywhere", f"{said} {goal}")]
     kept = "keeps" if best.kept else "comes nearest to"
-    reason = f"{kept} --max-drop at {best.relative_time:.2f} of the float file's time, found in {len(journal.points)} tries"
-    return document.Decision("search", choice, reason)
+    taken = "estimated at" if best.is_estimated else "at"
+    reason = f"{kept} {goal} {taken} {best.relative_time:.2f} of the float file's time, found in {len(journal.points)} tries"
+    found = [document.Decision(subject, ", ".join(mixed.changes), reason)]
+    if mixed.exclude:
+        found.append(
+            document.Decision(
+                subject, mixed.exclude, "the same again without a search: [quantize] in a recipe"
+            )
+        )
+    return found
 
 
 def _decisions(work: Work, choices: Mapping[str, Choice]) -> tuple[document.Decision, ...]:

@@ -273,18 +273,20 @@ def test_what_int8_breaks_is_searched_for_and_left_in_floats(data: Path, tmp_pat
     )  # fmt: skip
     assert done.returncode in (0, 3), done.stderr
     report = json.loads(done.stdout)
-    search = report["search"]
-    assert search["points"][0]["floats"] == []
+    search = next(found for name, found in report["searches"].items() if name.startswith("onnx-int8"))
+    assert search["points"][0]["changes"] == []
     assert not search["points"][0]["kept"]
     best = [point for point in search["points"] if point["kept"]]
     assert best
-    assert 1 <= len(best[-1]["floats"]) <= 4
+    assert 1 <= len(best[-1]["changes"]) <= 4
     mixed = next(c for c in report["candidates"] if c["id"] == "onnxruntime-int8-mixed-1t")
     plain = next(c for c in report["candidates"] if c["id"] == "onnxruntime-int8-1t")
     assert mixed["quality"]["agreement"] > plain["quality"]["agreement"]
     assert "--max-drop" in plain["reason"]
-    assert any(decision["subject"] == "search" for decision in report["decisions"])
-    assert list((tmp_path / "cache").rglob("search-*/best.onnx"))
+    assert any(decision["subject"].startswith("search from") for decision in report["decisions"])
+    assert any(decision["choice"].startswith("exclude = [") for decision in report["decisions"])
+    assert list((tmp_path / "cache").rglob("search-*/best.bin"))
+    assert {file.suffix for file in tmp_path.glob("*.pareto.*")} == {".svg", ".png"}
 
 
 def test_an_analysis_names_the_tensor_that_breaks(data: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """Baseline, optimization, validation and measured gains of one build."""
+    """Baseline, optimization, validation and measured gains of one build; `searches` are by int8 artifact."""
 
     SCHEMA = "edgeopt.build-report/1"
 
@@ -119,7 +119,7 @@ class BuildReport:
     package_sha256: str = ""
     package_bytes: int = 0
     attributions: Mapping[str, Attribution] = field(default_factory=dict)
-    search: Journal | None = None
+    searches: Mapping[str, Journal] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def candidate(self, candidate_id: str) -> Candidate:

@@ -11,16 +11,24 @@ from pathlib import Path
 from edgeopt.report import plots
 from edgeopt.report.document import BuildReport, Candidate
 from edgeopt.report.table import cells, metric_of, number
+from edgeopt.search import Journal
 
 
 def write(report: BuildReport, path: Path) -> None:
-    """Write the page.
+    """Write the page, and the plot of every search beside it as SVG and PNG.
 
     Raises:
         UnsupportedError: matplotlib is not installed.
         OSError: The disk refused.
     """
     path.write_text(render(report), encoding="utf-8")
+    for name, journal in report.searches.items():
+        beside = path.with_suffix(f".{name}.pareto")
+        if svg := plots.pareto(name, journal):
+            beside.with_name(f"{beside.name}.svg").write_text(
+                svg.replace("var(--ink)", "#222"), encoding="utf-8"
+            )
+            beside.with_name(f"{beside.name}.png").write_bytes(plots.pareto_png(name, journal))
 
 
 def render(report: BuildReport) -> str:
@@ -50,10 +58,9 @@ def render(report: BuildReport) -> str:
             plots.error_bars(report),
             " ".join(f"{name}: {found.sentence()}." for name, found in report.attributions.items()),
         ),
-        _plot(
-            "The search",
-            plots.search_points(report),
-            "Every dot is a file that was built, run and timed; the dashed line is the drop that is allowed.",
+        *(
+            _plot(f"The search from {name}", plots.pareto(name, journal), _search_line(journal))
+            for name, journal in report.searches.items()
         ),
         _section("Decisions", _table(("subject", "choice", "why"), _decision_rows(report))),
         _plot("Stages", plots.stage_bars(report), ""),
@@ -65,6 +72,13 @@ def render(report: BuildReport) -> str:
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         f"<title>{escape(title)}</title><style>{style}</style></head><body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _search_line(journal: Journal) -> str:
+    return (
+        "Every dot is a file that was built, run and timed next to the float file (a diamond: its time is estimated); the "
+        f"dashed line is the goal, {journal.goal.sentence()}; the line joins what no other try beats; the ring is the choice."
     )
 
 

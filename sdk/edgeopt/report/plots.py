@@ -14,12 +14,21 @@ from contextlib import contextmanager
 from typing import Any
 
 from edgeopt.report.document import BuildReport, Candidate
+from edgeopt.search import Journal, Point
 from edgeopt_wire.errors import UnsupportedError
 
 INK = "#123456"
 """Stands for the page's text colour until the SVG is written."""
 PALETTE = {"int8": "#0f9d8a", "int4": "#2f6fde", "fp16": "#7a5cff", "fp32": "#e08a1e"}
 OTHER = "#8aa0b5"
+
+
+_PARETO: dict[str, tuple[Callable[[Point], float | None], str]] = {
+    "drop": (lambda point: point.judged.drop, "drop"),
+    "sqnr_db": (lambda point: point.judged.sqnr_db, "SQNR, dB"),
+    "kl": (lambda point: point.judged.kl, "KL, nats"),
+}
+"""By the goal's metric: what is drawn of a try, and what it is called."""
 
 
 def accuracy_latency_size(report: BuildReport) -> str:
@@ -92,38 +101,63 @@ def stage_bars(report: BuildReport) -> str:
         return finish()
 
 
-def search_points(report: BuildReport) -> str:
-    """Every try of the search: drop against time, the chosen one ringed, the allowed drop as a line."""
-    journal = report.search
-    if journal is None or len(journal.points) < 2:
+def pareto(name: str, journal: Journal) -> str:
+    """Every try of a search: quality against time, the front as a line, the chosen one ringed, the goal dashed."""
+    if len(journal.points) < 2:
         return ""
-    best = journal.best
-    with _figure("search", (7.2, 3.2)) as (axes, finish):
-        for point in journal.points:
-            axes.scatter(
-                point.relative_time,
-                point.drop,
-                s=46,
-                linewidths=0,
-                color=PALETTE["int8"] if point.kept else OTHER,
-            )
-            axes.annotate(
-                str(len(point.floats)),
-                (point.relative_time, point.drop),
-                textcoords="offset points",
-                xytext=(6, 4),
-                fontsize=7,
-                color=INK,
-            )
-        if best is not None:
-            axes.scatter(
-                best.relative_time, best.drop, s=190, facecolors="none", edgecolors="#e08a1e", linewidths=1.8
-            )
-        axes.axhline(journal.allowed, color="#e08a1e", linewidth=0.9, linestyle="--")
-        axes.set_xlabel("p50 over the float file's (number: operators in floats)")
-        axes.set_ylabel("drop")
-        axes.margins(0.15)
+    with _figure(f"search {name}", (7.2, 3.2)) as (axes, finish):
+        _draw_pareto(axes, journal)
         return finish()
+
+
+def pareto_png(name: str, journal: Journal) -> bytes:
+    """The same as a picture on white; empty where nothing was searched."""
+    if len(journal.points) < 2:
+        return b""
+    with _figure(f"search {name}", (7.2, 3.2)) as (axes, _):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        _draw_pareto(axes, journal)
+        buffer = io.BytesIO()
+        axes.figure.patch.set(alpha=1, facecolor="white")
+        FigureCanvasAgg(axes.figure).print_png(buffer, metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def front(journal: Journal) -> list[Point]:
+    """The tries that no other one beats in both time and quality, by time."""
+    made = [point for point in journal.points if point.size_bytes]
+    best: list[Point] = []
+    for point in sorted(made, key=lambda point: (point.relative_time, point.loss)):
+        if not best or point.loss < best[-1].loss:
+            best.append(point)
+    return best
+
+
+def _draw_pareto(axes: Any, journal: Journal) -> None:
+    value, label = _PARETO[journal.goal.metric]
+    made = [point for point in journal.points if point.size_bytes and value(point) is not None]
+    for point in made:
+        place = (point.relative_time, value(point))
+        colour = PALETTE["int8"] if point.kept else OTHER
+        axes.scatter(*place, s=46, linewidths=0, color=colour, marker="D" if point.is_estimated else "o")
+        axes.annotate(
+            str(len(point.changes)), place, textcoords="offset points", xytext=(6, 4), fontsize=7, color=INK
+        )
+    line = [point for point in front(journal) if point in made]
+    axes.plot(
+        [point.relative_time for point in line], [value(point) for point in line], color=OTHER, linewidth=0.9
+    )
+    best = journal.best
+    if best in made and best is not None:
+        axes.scatter(
+            best.relative_time, value(best), s=190, facecolors="none", edgecolors="#e08a1e", linewidths=1.8
+        )
+    axes.axhline(journal.goal.limit, color="#e08a1e", linewidth=0.9, linestyle="--")
+    estimated = ", estimated" if any(point.is_estimated for point in made) else ""
+    axes.set_xlabel(f"p50 over the float file's{estimated} (number: operators that are not int8)")
+    axes.set_ylabel(label)
+    axes.margins(0.15)
 
 
 def error_bars(report: BuildReport) -> str:

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A LiteRT file in which every operator has its own number format, from the float file and the ranges of the int8 one.
+
+Levels, beside int8 with int8 activations:
+- `fp32`: as it was. `fp16`: weights of half floats, half the bytes; a CPU without half floats unpacks them when it loads.
+- `int16`: activations of 16 bits, weights of 8 ("16x8" of the LiteRT quantization specification): reference kernels on a
+  CPU, many times slower, for what needs the bits and is small.
+- `int4`: weights of 4 bits per channel, activations of 8: the least bytes.
+
+The ranges are read off the int8 file, so nothing is calibrated again. Which file comes out is ai-edge-quantizer's doing:
+its recipe takes one entry an operator, by the name of the operator's first output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeopt.ranges import Range
+from edgeopt_wire.errors import RuntimeFailure
+
+LEVELS = ("fp32", "fp16", "int16", "int4")
+PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+FOUR_BITS = ("CONV_2D", "FULLY_CONNECTED")
+"""What LiteRT has with weights of 4 bits and activations of 8."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator of a float file: the name of its first output, its type, and its number among its type's."""
+
+    name: str
+    type: str
+    number: int
+
+    @property
+    def described(self) -> str:
+        """What survives the next export, such as "CONV_2D#3"."""
+        return f"{self.type}#{self.number}"
+
+
+def operators(program: bytes) -> tuple[Operator, ...]:
+    """The operators of a file, in order."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+    model = _parse(program)
+    graph = model.subgraphs[0]
+    counted: dict[str, int] = {}
+    found = []
+    for entry in graph.operators:
+        code = model.operatorCodes[entry.opcodeIndex]
+        kind = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        number = counted[kind] = counted.get(kind, -1) + 1
+        found.append(Operator(graph.tensors[entry.outputs[0]].name.decode(), kind, number))
+    return tuple(found)
+
+
+def read_ranges(quantized: bytes) -> dict[str, Range]:
+    """What the integers of every activation of an int8 file cover, by the float file's names of tensors."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = _parse(quantized).subgraphs[0]
+    limits = {schema.TensorType.INT8: (-128, 127), schema.TensorType.UINT8: (0, 255)}
+    found = {}
+    for tensor in graph.tensors:
+        grid = tensor.quantization
+        if tensor.type not in limits or grid is None or grid.scale is None or len(grid.scale) != 1:
+            continue
+        low, high = limits[tensor.type]
+        scale, zero = float(grid.scale[0]), int(grid.zeroPoint[0])
+        name = tensor.name.decode().removesuffix("_quantized")
+        found[name] = Range(scale * (low - zero), scale * (high - zero))
+    return found
+
+
+def quantize(
+    program: bytes, ranges: Mapping[str, Range], levels: Mapping[str, str], *, float_edges: bool = True
+) -> bytes:
+    """Quantize to int8 with some operators at other levels.
+
+    Args:
+        program: The float file.
+        ranges: What activations cover, by tensor; symmetric where 16 bits are asked for.
+        levels: The level of an operator, by the name of its first output; int8 where it is not named.
+        float_edges: Whether inputs and outputs of the file stay float32.
+
+    Raises:
+        RuntimeFailure: ai-edge-quantizer refuses the combination.
+    """
+    import numpy as np
+    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer.qtyping import TFLOperationName
+
+    maker = quantizer.Quantizer(bytearray(program))
+    maker.load_quantization_recipe(recipe.static_wi8_ai8())
+    if float_edges:
+        for edge in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
+            _leave(maker, ".*", edge)
+    for entry in operators(program):
+        if entry.name in levels:
+            _set(maker, entry, levels[entry.name])
+    ranks = {
+        tensor.name.decode(): 0 if tensor.shape is None else len(tensor.shape)
+        for tensor in _parse(program).subgraphs[0].tensors
+    }
+    statistics = {
+        name: {
+            "min": np.full((1,) * ranks[name], span.low, np.float32),
+            "max": np.full((1,) * ranks[name], span.high, np.float32),
+        }
+        for name, span in ranges.items()
+        if name in ranks
+    }
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            made = maker.quantize(statistics, enable_progress_bar=False, enable_progress_report=False)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise RuntimeFailure(f"ai-edge-quantizer refused {dict(levels)}: {error}") from error
+    return bytes(made.quantized_model)
+
+
+def _set(maker: Any, operator: Operator, level: str) -> None:
+    from ai_edge_quantizer import algorithm_manager
+    from ai_edge_quantizer.qtyping import TFLOperationName
+
+    scope, kind = f"^{re.escape(operator.name)};$", TFLOperationName(operator.type)
+    if level == "fp32" or (level == "fp16" and operator.type not in PRODUCTS):
+        _leave(maker, scope, kind)
+    elif level == "fp16":
+        maker.add_weight_only_config(
+            scope, kind, 16, algorithm_key=algorithm_manager.AlgorithmName.FLOAT_CASTING
+        )
+    else:
+        activation, weight = {"int16": (16, 8), "int4": (8, 4)}[level]
+        maker.add_static_config(scope, kind, activation, weight)
+
+
+def _leave(maker: Any, scope: str, kind: Any) -> None:
+    from ai_edge_quantizer import algorithm_manager
+
+    maker.update_quantization_recipe(
+        regex=scope, operation_name=kind, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
+    )
+
+
+def _parse(program: bytes) -> Any:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(program, 0))
