@@ -148,7 +148,7 @@ def _judge(wanted: Wanted, bench: Workbench) -> Judge:
         count = min(len(wanted.evaluation), MAX_JUDGED)
         samples, of_what = Part(wanted.evaluation, tuple(range(count))), "evaluation samples"
     else:
-        from edgeopt.training.session import split
+        from edgeopt.training.held_out import split
 
         data, options = _data(wanted), _options(wanted)
         judging = split(min(len(data), options.samples), options.held_out)[1]

@@ -27,6 +27,7 @@ from torch import fx
 
 from edgeopt.training import checkpoint
 from edgeopt.training.graphs import flat
+from edgeopt.training.held_out import split
 from edgeopt.training.losses import distance, label_error
 from edgeopt.training.options import Options
 from edgeopt.training.segments import in_segments
@@ -294,21 +295,6 @@ class Session:
     def _factor(self, step: int) -> float:
         """Return the cosine from 1 to 0 over all steps, times what steps back left of it."""
         return self._gain * 0.5 * (1 + math.cos(math.pi * min(step / self._steps, 1.0)))
-
-
-def split(count: int, held_out: float) -> tuple[list[int], list[int]]:
-    """Deal the samples evenly to learning and to judging, at least one each.
-
-    Raises:
-        RecipeError: There are fewer than two samples.
-    """
-    if count < 2:
-        raise RecipeError(
-            f"quantize_aware_training needs at least 2 samples, found {count}; give --calibration"
-        )
-    judges = min(max(1, round(count * held_out)), count - 1)
-    judging = sorted({(2 * number + 1) * count // (2 * judges) for number in range(judges)})
-    return [number for number in range(count) if number not in set(judging)], judging
 
 
 def batch(taught: Sequence[int], step: int, options: Options) -> list[int]:
