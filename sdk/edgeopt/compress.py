@@ -285,9 +285,7 @@ def _order(
         adapted = Adapted(samples, source.model.inputs, base.description.inputs) if looks and samples else ()
         if artifact.precision != "fp8-e4m3":
             options = FloatOptions("bfloat16" if artifact.precision == "bf16" else "float16")
-        return Order(
-            samples=adapted, calibration=recipe.calibration, exclude=recipe.exclude, options=options
-        )
+        return Order(samples=adapted, calibration=recipe.calibration, exclude=recipe.exclude, options=options)
     if artifact.precision in ("int8-weights", "int4-weights"):
         given = options if isinstance(options, WeightOptions) else WeightOptions()
         options = replace(given, bits=4 if artifact.precision == "int4-weights" else 8)

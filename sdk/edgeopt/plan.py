@@ -151,9 +151,7 @@ def make_plan(profile: DeviceProfile, recipe: Recipe) -> Plan:
     missing = sorted(set(recipe.precisions) - set(offered))
     if missing:
         where = f"; {missing[0]} runs on {RUNS_ON[missing[0]]}" if missing[0] in RUNS_ON else ""
-        raise RecipeError(
-            f"{profile.id} takes {', '.join(offered)}, the recipe asks for {missing[0]}{where}"
-        )
+        raise RecipeError(f"{profile.id} takes {', '.join(offered)}, the recipe asks for {missing[0]}{where}")
     artifacts = {BASELINE: Artifact(BASELINE, "onnx", "fp32")}
     candidates: dict[str, Candidate] = {}
     for target in targets:

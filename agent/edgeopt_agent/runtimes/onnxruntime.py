@@ -184,7 +184,9 @@ def _provider_options(file: Path, variant: Variant) -> dict[str, str]:
         "trt_timing_cache_path": str(cache),
     }
     if variant.precision == "bf16":
-        found["trt_bf16_enable"] = "1"  # said to nobody else: older providers refuse options that they do not know
+        found["trt_bf16_enable"] = (
+            "1"  # said to nobody else: older providers refuse options that they do not know
+        )
     if "workspace_mib" in variant.options:
         if not variant.options["workspace_mib"].isdigit():
             raise UnsupportedError(
