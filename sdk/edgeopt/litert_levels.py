@@ -16,10 +16,11 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgeopt import onnx_select
 from edgeopt.ranges import Range
 from edgeopt_wire.errors import RuntimeFailure
 
@@ -29,9 +30,18 @@ FOUR_BITS = ("CONV_2D", "FULLY_CONNECTED")
 """What LiteRT has with weights of 4 bits and activations of 8."""
 
 
+ONNX_TYPES = {
+    "CONV_2D": "Conv", "DEPTHWISE_CONV_2D": "Conv", "FULLY_CONNECTED": "Gemm", "TRANSPOSE_CONV": "ConvTranspose",
+    "BATCH_MATMUL": "MatMul", "ADD": "Add", "MUL": "Mul", "SUB": "Sub", "DIV": "Div", "MEAN": "GlobalAveragePool",
+    "SOFTMAX": "Softmax", "LOGISTIC": "Sigmoid", "HARD_SWISH": "HardSwish", "GELU": "Gelu", "TANH": "Tanh",
+    "AVERAGE_POOL_2D": "AveragePool", "MAX_POOL_2D": "MaxPool", "CONCATENATION": "Concat",
+}  # fmt: skip
+"""What ONNX calls an operator, so that one line of a recipe means the same operators in both formats."""
+
+
 @dataclass(frozen=True)
 class Operator:
-    """An operator of a float file: the name of its first output, its type, and its number among its type's."""
+    """An operator of a float file: the name of its first output, its type, and its number among its ONNX type's."""
 
     name: str
     type: str
@@ -39,8 +49,8 @@ class Operator:
 
     @property
     def described(self) -> str:
-        """What survives the next export, such as "CONV_2D#3"."""
-        return f"{self.type}#{self.number}"
+        """What survives the next export, such as "Conv#3", which is the same convolution as in ONNX."""
+        return f"{ONNX_TYPES.get(self.type, self.type)}#{self.number}"
 
 
 def operators(program: bytes) -> tuple[Operator, ...]:
@@ -55,9 +65,31 @@ def operators(program: bytes) -> tuple[Operator, ...]:
     for entry in graph.operators:
         code = model.operatorCodes[entry.opcodeIndex]
         kind = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-        number = counted[kind] = counted.get(kind, -1) + 1
+        common = ONNX_TYPES.get(kind, kind)
+        number = counted[common] = counted.get(common, -1) + 1
         found.append(Operator(graph.tensors[entry.outputs[0]].name.decode(), kind, number))
     return tuple(found)
+
+
+def choose(program: bytes, selectors: Iterable[str]) -> frozenset[str]:
+    """The operators of a file that a recipe's `exclude` means (`onnx_select`), by their names.
+
+    Raises:
+        RecipeError: A selector means nothing in this file; the message lists its types.
+    """
+    graph = _parse(program).subgraphs[0]
+    found = []
+    for entry, operator in zip(graph.operators, operators(program), strict=True):
+        weight: tuple[int, ...] = ()
+        if operator.type in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            first, height, width, last = (int(size) for size in graph.tensors[entry.inputs[1]].shape)
+            is_depthwise = operator.type == "DEPTHWISE_CONV_2D"
+            weight = (last, first, height, width) if is_depthwise else (first, last, height, width)
+        groups = weight[0] if operator.type == "DEPTHWISE_CONV_2D" else 1
+        types = (ONNX_TYPES.get(operator.type, operator.type), operator.type)
+        makes_output = bool(set(entry.outputs) & set(graph.outputs))
+        found.append(onnx_select.Operator(operator.name, types, weight, groups, makes_output))
+    return onnx_select.choose(found, selectors)
 
 
 def read_ranges(quantized: bytes) -> dict[str, Range]:

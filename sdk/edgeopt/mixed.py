@@ -144,7 +144,7 @@ def _finished(
     """The best file as an artifact of the build."""
     names = tuple(f"{workshop.describe(change.operator)} {change.level}" for change in best.changes)
     exclude = ", ".join(
-        f'"{workshop.describe(change.operator)}"' for change in best.changes if change.level == "fp32"
+        f'"{workshop.describe(change.operator)}"' for change in best.changes if change.level != "int4"
     )
     found = replace(made.artifact, id=f"{made.artifact.id}-mixed", precision=PRECISION)
     kept = "to keep" if best.kept else "as near as it came to"

@@ -368,7 +368,7 @@ def _searched(mixed: Mixed) -> list[document.Decision]:
     if mixed.exclude:
         found.append(
             document.Decision(
-                subject, mixed.exclude, "the same again without a search: [quantize] in a recipe"
+                subject, mixed.exclude, "for [quantize] of a recipe: these in float32, without a search"
             )
         )
     return found

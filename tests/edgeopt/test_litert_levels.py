@@ -68,11 +68,26 @@ def _products() -> list[subject.Operator]:
 
 def test_operators_are_named_by_what_survives_an_export() -> None:
     assert [entry.described for entry in _products()] == [
-        "CONV_2D#0",
-        "DEPTHWISE_CONV_2D#0",
-        "CONV_2D#1",
-        "FULLY_CONNECTED#0",
+        "Conv#0",
+        "Conv#1",
+        "Conv#2",
+        "Gemm#0",
     ]
+
+
+@pytest.mark.parametrize(
+    ("selector", "numbers"),
+    [
+        ("Conv#1", [1]),
+        ("DEPTHWISE_CONV_2D", [1]),
+        ("role:pointwise", [2]),
+        ("role:classifier", [3]),
+        ("role:first", [0]),
+    ],
+)
+def test_a_recipe_means_the_same_operators_as_in_onnx(selector: str, numbers: list[int]) -> None:
+    chosen = subject.choose(_program(), [selector])
+    assert [number for number, entry in enumerate(_products()) if entry.name in chosen] == numbers
 
 
 def test_ranges_read_off_an_int8_file_make_the_same_integers_again() -> None:

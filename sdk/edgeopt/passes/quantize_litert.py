@@ -8,20 +8,18 @@ tensor (LiteRT 8-bit quantization specification).
 
 from __future__ import annotations
 
-import contextlib
-import io
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from edgeopt import litert_levels
 from edgeopt.calibrate import Observe, Stream, alarms, find_ranges
 from edgeopt.passes import Order, Result
-from edgeopt.ranges import Range
 from edgeopt.training.spans import find_learned
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
-from edgeopt_wire.errors import RecipeError, RuntimeFailure, UnsupportedError
+from edgeopt_wire.errors import RecipeError, UnsupportedError
 from edgeopt_wire.tensor import Affine, TensorSpec
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ def apply(model: Model, order: Order) -> Result:
     Samples are in the model's own layout (`model.inputs`).
 
     Raises:
-        RecipeError: No calibration samples, or `order.exclude` is used, which LiteRT models do not take yet.
+        RecipeError: No calibration samples, or `order.exclude` means nothing here.
         UnsupportedError: The scheme asks for types that this pass does not do.
     """
     scheme = _checked(order)
@@ -47,13 +45,18 @@ def apply(model: Model, order: Order) -> Result:
     ranges = find_ranges(observe, stream, order.calibration, keep_full=outputs)
     learned = find_learned(order.ranges, observe, order.samples)
     ranges |= {name: span for name, span in learned.ranges.items() if name not in outputs}
-    quantized = _quantize(model, scheme, ranges)
+    left = litert_levels.choose(model.program, order.exclude)
+    quantized = litert_levels.quantize(
+        model.program, ranges, dict.fromkeys(left, "fp32"), float_edges=scheme.io == "float32"
+    )
     inputs, outputs_now = _specs(quantized, model)
     said = (
         ("ranges chosen tensor by tensor by their own squared error",)
         if order.calibration.method == "auto"
         else ()
     )
+    if left:
+        said = (*said, f"left in float by the recipe: {', '.join(order.exclude)}")
     notes = (*said, *filter(None, (learned.sentence(),)), *alarms(ranges, outputs))
     return Result(replace(model, program=quantized, inputs=inputs, outputs=outputs_now), notes, order.ranges)
 
@@ -68,10 +71,10 @@ def _checked(order: Order) -> Scheme:
         raise RecipeError(
             "quantize_litert needs a scheme; the device's profile names one for each int8 target"
         )
-    if order.exclude:
+    if order.exclude and order.scheme.io != "float32":
         raise RecipeError(
-            f"quantize.exclude ({', '.join(order.exclude)}) names ONNX operators, and this device takes a LiteRT model "
-            "whose operators have other names; remove it, or build for a device that runs ONNX"
+            f"quantize.exclude ({', '.join(order.exclude)}) leaves operators in float, and this device takes nothing but "
+            "integers; remove it, or build for another device"
         )
     if (order.scheme.weight_dtype, order.scheme.activation_dtype, order.scheme.per_channel) != (
         "int8",
@@ -132,42 +135,6 @@ def _output_tensors(program: bytes) -> frozenset[str]:
 
     graph = schema.ModelT.InitFromObj(schema.Model.GetRootAs(program, 0)).subgraphs[0]
     return frozenset(graph.tensors[index].name.decode() for index in graph.outputs)
-
-
-def _quantize(model: Model, scheme: Scheme, ranges: Mapping[str, Range]) -> bytes:
-    import numpy as np
-    from ai_edge_quantizer import algorithm_manager, quantizer, recipe
-    from ai_edge_quantizer.qtyping import TFLOperationName
-
-    maker = quantizer.Quantizer(bytearray(model.program))
-    maker.load_quantization_recipe(recipe.static_wi8_ai8())
-    if scheme.io == "float32":
-        for edge in (TFLOperationName.INPUT, TFLOperationName.OUTPUT):
-            maker.update_quantization_recipe(
-                regex=".*", operation_name=edge, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
-            )
-    rank = _ranks(model.program)
-    statistics = {
-        name: {
-            "min": np.full((1,) * rank[name], span.low, np.float32),
-            "max": np.full((1,) * rank[name], span.high, np.float32),
-        }
-        for name, span in ranges.items()
-    }
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            result = maker.quantize(statistics, enable_progress_bar=False, enable_progress_report=False)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise RuntimeFailure(f"quantize_litert: ai-edge-quantizer refused the model: {error}") from error
-    return bytes(result.quantized_model)
-
-
-def _ranks(program: bytes) -> dict[str, int]:
-    from ai_edge_litert import schema_py_generated as schema
-
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(program, 0))
-    tensors = model.subgraphs[0].tensors
-    return {tensor.name.decode(): 0 if tensor.shape is None else len(tensor.shape) for tensor in tensors}
 
 
 def _specs(program: bytes, model: Model) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -155,7 +155,7 @@ def _draw_pareto(axes: Any, journal: Journal) -> None:
         )
     axes.axhline(journal.goal.limit, color="#e08a1e", linewidth=0.9, linestyle="--")
     estimated = ", estimated" if any(point.is_estimated for point in made) else ""
-    axes.set_xlabel(f"p50 over the float file's{estimated} (number: operators that are not int8)")
+    axes.set_xlabel(f"time over the float file's{estimated} (number: operators that are not int8)")
     axes.set_ylabel(label)
     axes.margins(0.15)
 
