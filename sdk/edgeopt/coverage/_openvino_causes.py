@@ -84,7 +84,7 @@ def _product(around: _Around) -> Said:
             "zero point",
             f"its input {node.input[0]!r} has zero point {first.zero_point}, and OpenVINO transposes convolutions of zero "
             "point 0 only",
-            "quantize its input symmetrically (a scheme with symmetric_products)",
+            "quantize its input symmetrically, with zero point 0",
         )
     is_fit = not first.zero_point and _SYMMETRIC.get(second.dtype) == second.zero_point
     if not second.is_constant and not is_fit:
@@ -92,7 +92,7 @@ def _product(around: _Around) -> Said:
             "zero point",
             f"it multiplies two activations of zero points {first.zero_point} and {second.zero_point} ({second.dtype}); "
             "OpenVINO wants 0 for the first, and the second symmetric",
-            "quantize both symmetrically (a scheme with symmetric_products)",
+            "quantize both symmetrically, with zero point 0",
         )
     return Said(
         "not fused",
