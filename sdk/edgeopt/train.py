@@ -30,7 +30,7 @@ from edgeopt.judge import Judge, Part
 from edgeopt.onnx_select import describe, select
 from edgeopt.passes import Order
 from edgeopt.passes.quantize_aware_training import Options
-from edgeopt.plan import BASELINE, Artifact, Plan
+from edgeopt.plan import BASELINE, FROM_ONNX, Artifact, Plan
 from edgeopt.progress import Step
 from edgeopt.recipe import Recipe
 from edgeopt.sources import Source, file_digest
@@ -50,7 +50,7 @@ MAX_JUDGED = 400
 ENOUGH_SAMPLES = 64
 """Calibration samples from which on the extensive effort trains by itself: fewer teach a net themselves, not the task."""
 
-HUB_FORMATS = ("onnx", "executorch")
+HUB_FORMATS = ("onnx", *FROM_ONNX)
 """Formats whose int8 pass takes the ONNX form itself."""
 
 
