@@ -4,6 +4,8 @@
 Rules:
 - One walk over the samples. A tensor's histogram grows by doubling its range, which merges bins in pairs and loses
   nothing; so memory is a fixed number of counters a tensor, however many samples there are.
+- Ends are exact. Once a million values of a tensor are counted, every n-th counts n times, from another place each
+  sample, and each sample's own two ends besides: rare peaks weigh in, and a photo costs a tenth of counting all.
 - A range always holds zero, because padding and ReLU produce it and integers must say it exactly.
 - A model's outputs keep their full range: a clipped logit changes the answer.
 - A walk that was cut off goes on where it was, from a file that is replaced whole every few samples.
@@ -34,7 +36,8 @@ CANDIDATES = ("minmax", "percentile", "mse", "entropy")
 SAVE_EVERY = 16
 """Samples between two saves of a walk that can be resumed."""
 
-_CHUNK = 1 << 17  # values binned at a time: they stay in a core's cache, and scratch memory is bounded
+WHOLE, KEPT = 1 << 20, 1 << 13
+"""Every value of a tensor is counted until `WHOLE` are; from then a sample adds `KEPT` or fewer, thinned evenly."""
 
 Observe = Callable[["Mapping[str, np.ndarray]"], "Iterable[tuple[str, np.ndarray]]"]
 """Run one sample and give every (tensor name, values) of interest."""
@@ -167,7 +170,7 @@ class _Counter:
         self.zeros = 0
         self.counts = np.zeros(2 * HALF, np.int64)
 
-    def add(self, values: np.ndarray) -> None:
+    def add(self, values: np.ndarray, number: int) -> None:
         import numpy as np
 
         low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))
@@ -175,15 +178,22 @@ class _Counter:
             raise ValueError("not finite")
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._grow(max(-low, high))
-        scale = np.float32(HALF / 2.0**self.exponent)
         flat = values.reshape(-1)
-        self.zeros += flat.size - int(np.count_nonzero(flat))
-        for start in range(0, flat.size, _CHUNK):
-            scaled = flat[start : start + _CHUNK] * scale
-            bins = np.floor(scaled, out=scaled).astype(np.intp)
-            bins += HALF
-            np.minimum(bins, 2 * HALF - 1, out=bins)
-            self.counts += np.bincount(bins, minlength=2 * HALF)
+        stride = -(-flat.size // KEPT) if self.counts.sum() >= WHOLE else 1
+        if stride > 1:
+            self._count(np.array([low, high], np.float32), 1)
+            flat = flat[number % stride :: stride]
+        self._count(flat, stride)
+
+    def _count(self, values: np.ndarray, weight: int) -> None:
+        import numpy as np
+
+        self.zeros += weight * (values.size - int(np.count_nonzero(values)))
+        scaled = values * np.float32(HALF / 2.0**self.exponent)
+        bins = np.floor(scaled, out=scaled).astype(np.intp)
+        bins += HALF
+        np.minimum(bins, 2 * HALF - 1, out=bins)
+        self.counts += weight * np.bincount(bins, minlength=2 * HALF)
 
     def _grow(self, largest: float) -> None:
         import numpy as np
@@ -210,7 +220,7 @@ class _Walk:
 
     def add(self, name: str, values: np.ndarray, number: int) -> None:
         try:
-            self.counters.setdefault(name, _Counter()).add(values)
+            self.counters.setdefault(name, _Counter()).add(values, number)
         except ValueError as error:
             raise RecipeError(
                 f"calibration sample {number} gives NaN or infinity in tensor {name!r}; "

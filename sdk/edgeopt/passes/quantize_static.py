@@ -158,7 +158,8 @@ def _saturation(model: Model, scheme: Scheme) -> tuple[str, ...]:
 
 def _places(folded: Any, scheme: Scheme, exclude: tuple[str, ...]) -> frozenset[str]:
     """The tensors that get integers, read off a trial: what a runtime fuses away needs no range."""
-    trial = with_ranges(folded, scheme, dict.fromkeys(_tensors(folded), Range(-1.0, 1.0)), exclude)
+    quick = replace(scheme, per_channel=False, pair_safe=False)  # scales of weights move no activation
+    trial = with_ranges(folded, quick, dict.fromkeys(_tensors(folded), Range(-1.0, 1.0)), exclude)
     return frozenset(read_quantized(trial).grids)
 
 
