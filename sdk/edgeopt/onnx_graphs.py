@@ -90,7 +90,8 @@ def observer(program: Any, names: frozenset[str] | None = None) -> Observe:
         is_float = tensor is None or tensor.elem_type == onnx.TensorProto.FLOAT
         if name and name not in known and is_float and (names is None or name in names):
             watched.graph.output.append(onnx.ValueInfoProto(name=name))
-    options = ort.SessionOptions()  # optimized: what is watched keeps its value, and a photo takes half the time
+    # optimized: what is watched keeps its value, and a photo takes half the time
+    options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
     outputs = [output.name for output in session.get_outputs()]
