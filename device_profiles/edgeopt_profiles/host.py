@@ -33,6 +33,7 @@ _MODULES = {
     "onnxruntime": ("onnxruntime",),
     "litert": ("ai_edge_litert", "tflite_runtime"),
     "executorch": ("executorch",),
+    "openvino": ("openvino",),
 }
 
 
@@ -53,6 +54,7 @@ def detect(root: Path = Path("/"), *, is_installed: Callable[[str], bool] | None
         Target("onnxruntime", "onnx", "fp32", threads),
         Target("litert", "litert", "int8", threads, scheme="int8"),
         Target("executorch", "executorch", "int8", threads, scheme="int8", optional=True),
+        *(_openvino(threads, exact) if architecture == "x86_64" else ()),
     )
     installed = is_installed or _is_installed
     targets = tuple(target for target in offered if any(map(installed, _MODULES[target.runtime])))
@@ -70,6 +72,14 @@ def detect(root: Path = Path("/"), *, is_installed: Callable[[str], bool] | None
         schemes={name: value for name, value in shared_schemes().items() if name in used},
         device_classes=(HOST,),
         sources=(Source("cpu, cores, memory, runtimes", "detected on this machine", "measured"),),
+    )
+
+
+def _openvino(threads: tuple[int, ...], scheme: str) -> tuple[Target, ...]:
+    """OpenVINO on x86-64, whose integer kernels were examined; half floats are computed in float32 there."""
+    return (
+        Target("openvino", "onnx", "int8", threads, scheme=scheme, optional=True),
+        Target("openvino", "onnx", "fp16", threads, optional=True, by_recipe=True),
     )
 
 

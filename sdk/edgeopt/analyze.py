@@ -68,7 +68,7 @@ def analyze(request: BuildRequest, cache: Cache, progress: Progress) -> Analysis
         found = attribute_artifact(made, samples, loaded.source, bench, tensors=True)
         file = scratch / "model.onnx"
         file.write_bytes(made.file.read_bytes())
-        coverage = read_coverage(file, "onnxruntime")
+        coverage = read_coverage(file, artifact.runtime)
     return Analysis(
         model=loaded.source.model.name,
         device=profile.id,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt.passes import Order
 from edgeopt.plan import Artifact
 from edgeopt.progress import Step
+from edgeopt.side_by_side import loaded
 from edgeopt.sources import Source, file_digest
 from edgeopt.training.spans import LearnedRange
 from edgeopt.workbench import Workbench
@@ -53,6 +54,7 @@ TOOLS = (
     "ai-edge-litert",
     "ai-edge-quantizer",
     "executorch",
+    "openvino",
     "numpy",
 )
 
@@ -103,6 +105,15 @@ class Made:
         return Model(found.format, program, found.name, found.inputs, found.outputs)
 
 
+def places_of(made: Mapping[str, Made]) -> dict[str, str]:
+    """Where each artifact lies in the package: those with the same bytes, for two runtimes, at the first one's place."""
+    taken: dict[tuple[str, str], str] = {}
+    return {
+        name: taken.setdefault((entry.artifact.format, file_digest(entry.file)), entry.artifact.file)
+        for name, entry in made.items()
+    }
+
+
 def tool_versions() -> dict[str, str]:
     """The versions of everything whose version changes what comes out."""
     found = {"edgeopt": __version__}
@@ -144,6 +155,7 @@ def attribute_artifact(
         "stage": "attribute",
         "artifact": file_digest(made.file),
         "origin": file_digest(origin),
+        "runtime": made.artifact.runtime,
         "samples": samples.digest,
         "tensors": tensors,
     }
@@ -167,19 +179,16 @@ def attribute_artifact(
 
 
 def _runtime_outputs(made: Made, samples: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-    """What ONNX Runtime itself says: (samples, values)."""
+    """What the artifact's runtime itself says: (samples, values)."""
     import numpy as np
-    import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(made.file), options, providers=["CPUExecutionProvider"])
+    edges = (made.description.inputs, made.description.outputs)
+    with loaded(made.file.read_bytes(), made.artifact.runtime, *edges) as session:
+        found = [session.run(sample) for sample in samples]
     return np.stack(
         [
-            np.concatenate(
-                [np.asarray(found, np.float64).reshape(-1) for found in session.run(None, dict(sample))]
-            )
-            for sample in samples
+            np.concatenate([np.asarray(row[spec.name], np.float64).reshape(-1) for spec in edges[1]])
+            for row in found
         ]
     )
 

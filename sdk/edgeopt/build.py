@@ -23,14 +23,16 @@ from edgeopt.artifacts import (
     attribute_artifact,
     code_digest,
     lower,
+    places_of,
     tool_versions,
 )
 from edgeopt.attribute import Attribution
 from edgeopt.budget import Budget
 from edgeopt.cache import Cache
-from edgeopt.compress import check_extras, make_artifacts
+from edgeopt.compress import make_artifacts
 from edgeopt.coverage import Coverage
 from edgeopt.coverage import read as read_coverage
+from edgeopt.extras import check_extras
 from edgeopt.mixed import Mixed, Wanted, search_mixed, with_mixed
 from edgeopt.package import GOLDEN_INPUTS, SUFFIX, file_entries, report_path, write_manifest, write_package
 from edgeopt.plan import BASELINE, MIN_SQNR_DB, Candidate, Plan, make_plan, suits_dynamic
@@ -225,10 +227,11 @@ def _stage(
 ) -> Manifest:
     """Lay out model files and golden samples, and describe every candidate, shipped or not."""
     recipe, source = request.recipe, loaded.source
-    for artifact in made.values():
-        target = stage / artifact.artifact.file
+    places = places_of(made)
+    for name, place in places.items():
+        target = stage / place
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(artifact.file, target)
+        shutil.copyfile(made[name].file, target)
     if loaded.labels:
         (stage / "labels.txt").write_text("\n".join(loaded.labels) + "\n", encoding="utf-8")
     provenance = Provenance(
@@ -246,7 +249,10 @@ def _stage(
         compatible=Compatible(tuple(profile.device_classes), tuple(profile.architectures)),
         signature_inputs=source.model.inputs,
         signature_outputs=source.model.outputs,
-        variants=tuple(_variant(candidate, plan, made[candidate.artifact]) for candidate in plan.candidates),
+        variants=tuple(
+            _variant(candidate, plan, made[candidate.artifact], places[candidate.artifact])
+            for candidate in plan.candidates
+        ),
         files=file_entries(stage, _files(stage)),
         golden_inputs=GOLDEN_INPUTS,
         baseline={"artifact": BASELINE, "file_bytes": made[BASELINE].size_bytes},
@@ -260,13 +266,13 @@ def _version(provenance: Provenance, device: str) -> str:
     return hashlib.sha256(canonical_bytes([to_json(provenance), device])).hexdigest()[:12]
 
 
-def _variant(candidate: Candidate, plan: Plan, made: Made) -> Variant:
+def _variant(candidate: Candidate, plan: Plan, made: Made, place: str) -> Variant:
     artifact = plan.artifact(candidate.artifact)
     return Variant(
         id=candidate.id,
         runtime=candidate.runtime,
         precision=artifact.precision,
-        file=artifact.file,
+        file=place,
         inputs=made.description.inputs,
         outputs=made.description.outputs,
         golden=f"golden/outputs/{artifact.id}",
@@ -372,15 +378,16 @@ def _read_coverage(
 def _attribute(
     plan: Plan, made: Mapping[str, Made], loaded: Loaded, bench: Workbench
 ) -> dict[str, Attribution]:
-    """Say where the error of each statically quantized ONNX file comes from."""
+    """Say where the error of each statically quantized ONNX file comes from; once where two runtimes share a file."""
     samples = loaded.evaluation or loaded.calibration
     if samples is None:
         return {}
-    return {
-        artifact.id: attribute_artifact(made[artifact.id], samples, loaded.source, bench)
-        for artifact in plan.artifacts
-        if artifact.format == "onnx" and artifact.precision == "int8"
-    }
+    places = places_of(made)
+    wanted: dict[str, str] = {}
+    for artifact in plan.artifacts:
+        if artifact.format == "onnx" and artifact.precision == "int8":
+            wanted.setdefault(places[artifact.id], artifact.id)
+    return {name: attribute_artifact(made[name], samples, loaded.source, bench) for name in wanted.values()}
 
 
 def _finish(work: Work, stage: Path, progress: Progress) -> BuildOutcome:

@@ -7,7 +7,6 @@ where two runtimes need other integers (no overflow on every x86) is it decided 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -31,30 +30,6 @@ equalized (tests/benchmarks/collapsing_net.py)."""
 
 if TYPE_CHECKING:
     from edgeopt.evaluate.samples import Samples
-
-
-def check_extras(plan: Plan, source: Source) -> None:
-    """Refuse at once what would fail after minutes: a format whose libraries are not installed.
-
-    Raises:
-        UnsupportedError: An extra is missing; the message says which to install.
-    """
-    needed = {
-        "onnx": ("onnx", "onnxruntime"),
-        "litert": ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
-        "executorch": ("torch", "executorch"),
-    }
-    called = {"litert": "a LiteRT", "executorch": "an ExecuTorch"}
-    for name in plan.formats:
-        missing = [module for module in needed[name] if importlib.util.find_spec(module) is None]
-        if missing:
-            why = f" ({called[name]} model is made by way of PyTorch)" if name in called else ""
-            raise UnsupportedError(
-                f"{plan.device.id} takes {name} models{why} and {', '.join(missing)} is not installed: "
-                f"pip install 'edgeopt[{name}]'"
-            )
-    if source.model.format == "torch" and importlib.util.find_spec("onnxscript") is None:
-        raise UnsupportedError("a PyTorch model needs onnxscript: pip install 'edgeopt[torch]'")
 
 
 def make_artifacts(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from edgeopt.recipe import Recipe
 from edgeopt_converters.model import SUFFIXES
 from edgeopt_profiles.operators import Operator
-from edgeopt_profiles.profile import DeviceProfile, Scheme, Target
+from edgeopt_profiles.profile import HOST, DeviceProfile, Scheme, Target
 from edgeopt_wire.errors import RecipeError, UnsupportedError
 
 BASELINE = "onnx-fp32"
@@ -180,7 +180,8 @@ def _with_runtimes(profile: DeviceProfile, recipe: Recipe) -> DeviceProfile:
     offered = sorted({target.runtime for target in profile.targets})
     for name in recipe.runtimes:
         if name not in offered:
-            raise RecipeError(f"{profile.id} takes {', '.join(offered)}, the recipe asks for {name}")
+            hint = f"; if it could run here: pip install 'edgeopt[{name}]'" if profile.id == HOST else ""
+            raise RecipeError(f"{profile.id} takes {', '.join(offered)}, the recipe asks for {name}{hint}")
     return replace(
         profile,
         targets=tuple(

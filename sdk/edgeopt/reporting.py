@@ -206,6 +206,13 @@ def build_report(work: Work, choices: Mapping[str, Choice], progress: Progress) 
         warnings.append(
             f"latencies were taken on this machine, not on a {plan.device.title}; a rollout measures on the device"
         )
+    run = {candidate.runtime for candidate in plan.candidates}
+    warnings.extend(
+        f"{name}: the recipe names it, and nothing was made for it, because it has none of the precisions that suit this "
+        'model; ask for one with precisions = ["int8"] or ["fp32"]'
+        for name in work.request.recipe.runtimes
+        if name not in run
+    )
     warnings.extend(sorted({text for found in measured.values() for text in found.warnings}))
     stages = tuple(document.Stage(s.name, round(s.seconds, 3), s.cached, s.detail) for s in progress.finished)
     return document.BuildReport(

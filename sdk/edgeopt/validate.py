@@ -2,8 +2,8 @@
 """Does each artifact still say what the model says? Outputs on the evaluation data, golden samples for the devices.
 
 Rules:
-- Every artifact runs on this host's CPU in the runtime of its format, whatever accelerator it is made for; what the
-  accelerator makes of it, a device finds out with the golden outputs.
+- Every artifact runs on this host's CPU in the runtime that it is made for (by default its format's), whatever
+  accelerator; what that makes of it, a device finds out with the golden outputs.
 - A float artifact that does not reproduce the baseline is a fault of lowering, and ends the build.
 - Without evaluation data the calibration samples are used, and the report says that this flatters.
 """
@@ -96,7 +96,7 @@ def validate(
     _write_stack(stage / manifest.golden_inputs, manifest.signature_inputs, golden, half=True)
     found: dict[str, Outputs] = {}
     for artifact in plan.artifacts:
-        plain = _plain(manifest, artifact)
+        plain = _plain(manifest, plan, artifact)
         folder = _run(stage, plain, samples, golden, bench)
         _copy_golden(folder / GOLDEN_FOLDER, stage / plain.variants[0].golden)
         found[artifact.id] = Outputs.load(folder / OUTPUTS_FILE)
@@ -109,7 +109,7 @@ def validate(
         artifact.id: assess(
             reference,
             found[artifact.id],
-            specs=_plain(manifest, artifact).variants[0].outputs,
+            specs=_plain(manifest, plan, artifact).variants[0].outputs,
             max_drop=question.max_drop,
             relative=question.relative,
         )
@@ -131,6 +131,7 @@ def _run(
     key = {
         "stage": "outputs",
         "artifact": plain.file(variant.file).sha256,
+        "runtime": variant.runtime,
         "simulated": variant.precision in SIMULATED,
         "inputs": to_json(variant.inputs),
         "signature": to_json(plain.signature_inputs),
@@ -144,7 +145,7 @@ def _run(
             outputs = [dict(model.infer(inputs)) for inputs in golden]
         _write_stack(folder / GOLDEN_FOLDER, plain.signature_outputs, outputs, half=False)
 
-    return bench.stage(f"validate {Path(variant.file).stem}", key, make, total=len(samples))
+    return bench.stage(f"validate {Path(variant.golden).name}", key, make, total=len(samples))
 
 
 def _stand_in(stage: Path, variant: Variant, bench: Workbench) -> Path:
@@ -165,9 +166,10 @@ def _copy_golden(source: Path, target: Path) -> None:
         (target / file.name).write_bytes(file.read_bytes())
 
 
-def _plain(manifest: Manifest, artifact: Artifact) -> Manifest:
+def _plain(manifest: Manifest, plan: Plan, artifact: Artifact) -> Manifest:
     """The manifest with one variant: the artifact on this host's CPU, one thread."""
-    variant: Variant = next(entry for entry in manifest.variants if entry.file == artifact.file)
+    candidate = next(entry for entry in plan.candidates if entry.artifact == artifact.id)
+    variant = manifest.variant(candidate.id)
     here = replace(
         variant,
         runtime=artifact.runtime,

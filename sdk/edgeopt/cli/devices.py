@@ -127,7 +127,8 @@ def _accelerator(entry: Accelerator) -> str:
 
 def _target(target: Target, *, with_threads: bool = True) -> str:
     where = "" if target.accelerator == "cpu" else f" on {target.accelerator}"
-    text = f"{target.runtime} {target.precision}{where}"
+    asked = " (by recipe)" if target.optional or target.by_recipe else ""
+    text = f"{target.runtime} {target.precision}{where}{asked}"
     if not with_threads:
         return text
     scheme = f", scheme {target.scheme}" if target.scheme else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgeopt.report import plots
 from edgeopt.report.document import BuildReport, Candidate
-from edgeopt.report.table import cells, metric_of, number
+from edgeopt.report.table import cells, file_of, metric_of, number
 from edgeopt.search import Journal
 
 
@@ -167,16 +167,16 @@ def _estimate_rows(report: BuildReport) -> list[tuple[str, ...]]:
 
 
 def _floats(report: BuildReport) -> str:
-    seen: dict[tuple[str, str], Candidate] = {}
+    seen: dict[str, Candidate] = {}
     for candidate in report.candidates:
         if candidate.precision.startswith("int"):
-            seen.setdefault((candidate.format, candidate.precision), candidate)
+            seen.setdefault(file_of(candidate), candidate)
     if not seen:
         return "<p>No integer candidate was made.</p>"
     parts = []
-    for (form, precision), candidate in seen.items():
+    for name, candidate in seen.items():
         share = f"{candidate.integer_operators} of {candidate.operators} operators compute in integers"
-        parts.append(f"<p>{escape(form)} {escape(precision)}: {share}.</p>")
+        parts.append(f"<p>{escape(name)}: {share}.</p>")
         if candidate.float_operators:
             rows = [(op.type, op.name, op.reason) for op in candidate.float_operators]
             parts.append(_table(("operator", "name", "why"), rows))
@@ -184,11 +184,11 @@ def _floats(report: BuildReport) -> str:
 
 
 def _figure_rows(report: BuildReport) -> list[tuple[str, str, str]]:
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, str]] = set()
     rows = []
     for candidate in report.candidates:
         for figure in candidate.figures:
-            key = (candidate.format, candidate.precision, figure.name)
+            key = (file_of(candidate), figure.name)
             if candidate.precision != "fp32" and key not in seen:
                 seen.add(key)
                 bounds = (
@@ -197,7 +197,7 @@ def _figure_rows(report: BuildReport) -> list[tuple[str, str, str]]:
                     else f" [{figure.low:.4g}, {figure.high:.4g}]"
                 )
                 value = f"{figure.name} {figure.value:.4g}{bounds}, unmodified {figure.baseline:.4g}"
-                rows.append((f"{candidate.format} {candidate.precision}", value, figure.sentence))
+                rows.append((file_of(candidate), value, figure.sentence))
     return rows
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from edgeopt.plan import OWN_FILES
 from edgeopt.report.document import BuildReport, Candidate
 
 FLOATS_SHOWN = 5
@@ -74,6 +75,12 @@ def metric_of(report: BuildReport) -> str:
     return "top-1" if name == "top1" else name
 
 
+def file_of(candidate: Candidate) -> str:
+    """What a reader calls a candidate's file: by its format, or by the runtime that takes another's format."""
+    kind = candidate.runtime if candidate.runtime in OWN_FILES else candidate.format
+    return f"{kind} {candidate.precision}"
+
+
 def number(value: float | None, form: str) -> str:
     """Format a figure, or a dash where there is none."""
     return "-" if value is None else form.format(value)
@@ -92,9 +99,9 @@ def _print_estimates(console: Console, report: BuildReport) -> None:
 
 
 def _print_floats(console: Console, report: BuildReport) -> None:
-    seen: set[tuple[str, str]] = set()
+    seen: set[str] = set()
     for candidate in report.candidates:
-        key = (candidate.format, candidate.precision)
+        key = file_of(candidate)
         if not candidate.float_operators or key in seen:
             continue
         seen.add(key)
@@ -102,7 +109,7 @@ def _print_floats(console: Console, report: BuildReport) -> None:
         rest = len(candidate.float_operators) - FLOATS_SHOWN
         more = f" and {rest} more" if rest > 0 else ""
         console.print(
-            f"[yellow]in floats[/] ({candidate.format} {candidate.precision}): {len(candidate.float_operators)} of "
+            f"[yellow]in floats[/] ({key}): {len(candidate.float_operators)} of "
             f"{candidate.operators} operators: {shown}{more}",
             highlight=False,
         )
