@@ -18,6 +18,8 @@ from edgeopt_wire.errors import RecipeError, StoreError, UnsupportedError
 from edgeopt_wire.tensor import DTYPES, Affine, TensorSpec
 
 _IDENTIFIER = b"TFL3"
+_ALIGNMENT = 16
+"""What the schema promises for the data of constants."""
 
 
 def load_litert(path: Path, *, name: str, layouts: tuple[str, ...] = ()) -> Model:
@@ -66,7 +68,25 @@ def parse(program: bytes) -> Any:
         raise RecipeError(f"this LiteRT model is damaged: {error}") from error
     if not model.subgraphs:
         raise RecipeError("this LiteRT model is damaged: it has no subgraph")
+    _take_in(model, program)
     return model
+
+
+def pack(model: Any) -> bytes:
+    """The bytes of an object tree that `parse` gave, changed or not; the same tree gives the same bytes.
+
+    Constants begin at multiples of 16 bytes, where a runtime that maps the file reads them in place.
+    """
+    import flatbuffers  # type: ignore[import-untyped]
+
+    class Aligned(flatbuffers.Builder):  # type: ignore[misc]
+        def CreateNumpyVector(self, values: Any) -> Any:  # noqa: N802 - the library's name
+            self.Prep(_ALIGNMENT if values.itemsize == 1 else values.itemsize, values.nbytes)
+            return super().CreateNumpyVector(values)
+
+    builder = Aligned(1024)
+    builder.Finish(model.Pack(builder), _IDENTIFIER)
+    return bytes(builder.Output())
 
 
 def edges(program: bytes) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -98,6 +118,18 @@ def dtype_name(tensor: Any) -> str:
         value: name.lower() for name, value in vars(schema.TensorType).items() if isinstance(value, int)
     }
     return names.get(tensor.type, f"type {tensor.type}")
+
+
+def _take_in(model: Any, program: bytes) -> None:
+    """Constants that lie behind the flatbuffer, as writers put them from some size on, become constants like all."""
+    import numpy as np
+
+    for buffer in model.buffers or []:
+        if buffer.offset > 1:
+            if buffer.offset + buffer.size > len(program):
+                raise RecipeError("this LiteRT model is damaged: a constant lies behind its end")
+            buffer.data = np.frombuffer(program, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
 
 
 def _spec(tensor: Any, label: str) -> TensorSpec:

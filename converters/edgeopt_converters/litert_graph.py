@@ -26,7 +26,7 @@ def operators(program: bytes) -> tuple[Operator, ...]:
     """
     model = parse(program)
     graph = model.subgraphs[0]
-    types = [_type(code) for code in model.operatorCodes]
+    types = type_names(model)
     constants = {
         index: len(model.buffers[tensor.buffer].data)
         for index, tensor in enumerate(graph.tensors)
@@ -34,14 +34,13 @@ def operators(program: bytes) -> tuple[Operator, ...]:
     }
     counted: set[int] = set()
     found = []
-    for operator in graph.operators:
+    for operator, kind in zip(graph.operators, types, strict=True):
         reads = [int(index) for index in operator.inputs if index >= 0]  # -1 is an optional input left out
         fresh = [index for index in dict.fromkeys(reads) if index in constants and index not in counted]
         counted.update(fresh)
         inputs = tuple(_tensor(graph.tensors[index]) for index in reads)
         outputs = tuple(_tensor(graph.tensors[index]) for index in operator.outputs)
         activations = [tensor for index, tensor in zip(reads, inputs, strict=True) if index not in constants]
-        kind = types[operator.opcodeIndex]
         found.append(
             Operator(
                 name=outputs[0].name if outputs else kind,
@@ -54,6 +53,12 @@ def operators(program: bytes) -> tuple[Operator, ...]:
             )
         )
     return tuple(found)
+
+
+def type_names(model: Any) -> list[str]:
+    """The types of the operators of the first subgraph of a parsed file, in order."""
+    codes = [_type(code) for code in model.operatorCodes]
+    return [codes[operator.opcodeIndex] for operator in model.subgraphs[0].operators]
 
 
 def _type(code: Any) -> str:

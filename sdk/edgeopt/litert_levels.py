@@ -6,6 +6,7 @@ Levels, beside int8 with int8 activations:
 - `int16`: activations of 16 bits, weights of 8 ("16x8" of the LiteRT quantization specification): reference kernels on a
   CPU, many times slower, for what needs the bits and is small.
 - `int4`: weights of 4 bits per channel, activations of 8: the least bytes.
+- `dynamic` (no level of a search): weights of 8 bits, ranges of activations found in every inference (`litert_ends`).
 
 The ranges are read off the int8 file, so nothing is calibrated again. Which file comes out is ai-edge-quantizer's doing:
 its recipe takes one entry an operator, by the name of the operator's first output.
@@ -21,11 +22,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeopt import onnx_select
+from edgeopt.litert_ends import DYNAMIC
 from edgeopt.ranges import Range
+from edgeopt_converters.litert_file import pack, parse
+from edgeopt_converters.litert_graph import type_names
 from edgeopt_wire.errors import RuntimeFailure
 
 LEVELS = ("fp32", "fp16", "int16", "int4")
 PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+PER_CHANNEL_DYNAMIC = 12
+"""The version of FULLY_CONNECTED from which kernels know dynamic ranges with a scale per channel (`op_version.cc`)."""
+
 FOUR_BITS = ("CONV_2D", "FULLY_CONNECTED")
 """What LiteRT has with weights of 4 bits and activations of 8."""
 
@@ -55,16 +62,11 @@ class Operator:
 
 def operators(program: bytes) -> tuple[Operator, ...]:
     """The operators of a file, in order."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
-    model = _parse(program)
+    model = parse(program)
     graph = model.subgraphs[0]
     counted: dict[str, int] = {}
     found = []
-    for entry in graph.operators:
-        code = model.operatorCodes[entry.opcodeIndex]
-        kind = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    for entry, kind in zip(graph.operators, type_names(model), strict=True):
         common = ONNX_TYPES.get(kind, kind)
         number = counted[common] = counted.get(common, -1) + 1
         found.append(Operator(graph.tensors[entry.outputs[0]].name.decode(), kind, number))
@@ -77,7 +79,7 @@ def choose(program: bytes, selectors: Iterable[str]) -> frozenset[str]:
     Raises:
         RecipeError: A selector means nothing in this file; the message lists its types.
     """
-    graph = _parse(program).subgraphs[0]
+    graph = parse(program).subgraphs[0]
     found = []
     for entry, operator in zip(graph.operators, operators(program), strict=True):
         weight: tuple[int, ...] = ()
@@ -96,7 +98,7 @@ def read_ranges(quantized: bytes) -> dict[str, Range]:
     """What the integers of every activation of an int8 file cover, by the float file's names of tensors."""
     from ai_edge_litert import schema_py_generated as schema
 
-    graph = _parse(quantized).subgraphs[0]
+    graph = parse(quantized).subgraphs[0]
     limits = {schema.TensorType.INT8: (-128, 127), schema.TensorType.UINT8: (0, 255)}
     found = {}
     for tensor in graph.tensors:
@@ -138,7 +140,7 @@ def quantize(
             _set(maker, entry, levels[entry.name])
     ranks = {
         tensor.name.decode(): 0 if tensor.shape is None else len(tensor.shape)
-        for tensor in _parse(program).subgraphs[0].tensors
+        for tensor in parse(program).subgraphs[0].tensors
     }
     statistics = {
         name: {
@@ -153,7 +155,11 @@ def quantize(
             made = maker.quantize(statistics, enable_progress_bar=False, enable_progress_report=False)
     except (ValueError, RuntimeError, KeyError) as error:
         raise RuntimeFailure(f"ai-edge-quantizer refused {dict(levels)}: {error}") from error
-    return bytes(made.quantized_model)
+    return (
+        _declare_dynamic(bytes(made.quantized_model))
+        if DYNAMIC in levels.values()
+        else bytes(made.quantized_model)
+    )
 
 
 def _set(maker: Any, operator: Operator, level: str) -> None:
@@ -163,6 +169,8 @@ def _set(maker: Any, operator: Operator, level: str) -> None:
     scope, kind = f"^{re.escape(operator.name)};$", TFLOperationName(operator.type)
     if level == "fp32" or (level == "fp16" and operator.type not in PRODUCTS):
         _leave(maker, scope, kind)
+    elif level == DYNAMIC:
+        maker.add_dynamic_config(scope, kind, 8)
     elif level == "fp16":
         maker.add_weight_only_config(
             scope, kind, 16, algorithm_key=algorithm_manager.AlgorithmName.FLOAT_CASTING
@@ -180,7 +188,21 @@ def _leave(maker: Any, scope: str, kind: Any) -> None:
     )
 
 
-def _parse(program: bytes) -> Any:
+def _declare_dynamic(program: bytes) -> bytes:
+    """Say in the file what its dynamic layers need, which ai-edge-quantizer leaves out.
+
+    Without the version, TensorFlow Lite up to 2.14 takes one channel's scale for all and answers nonsense; with it, it
+    refuses to load the file. Inputs that are never negative use all 256 integers.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(program, 0))
+    model = parse(program)
+    graph = model.subgraphs[0]
+    for operator, kind in zip(graph.operators, type_names(model), strict=True):
+        weights = graph.tensors[operator.inputs[1]] if kind == "FULLY_CONNECTED" else None
+        writes_floats = graph.tensors[operator.outputs[0]].type == schema.TensorType.FLOAT32
+        if weights is not None and weights.type == schema.TensorType.INT8 and writes_floats:
+            operator.builtinOptions.asymmetricQuantizeInputs = True
+            code = model.operatorCodes[operator.opcodeIndex]
+            code.version = max(code.version, PER_CHANNEL_DYNAMIC)
+    return pack(model)

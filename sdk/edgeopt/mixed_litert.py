@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from edgeopt import litert_ends
 from edgeopt import litert_levels as levels
 from edgeopt.artifacts import Adapted, Made
 from edgeopt.ranges import Range
@@ -39,11 +40,13 @@ class LitertWorkshop:
     ranges: Mapping[str, Range]
     operators: Mapping[str, levels.Operator]
     knobs: tuple[Knob, ...]
+    fixed: Mapping[str, str]
+    """What is not int8 in the int8 file: its ends, and what the recipe excludes."""
 
     def make(self, changes: Changes) -> bytes:
         """A file with these operators at these levels."""
         asked = {change.operator: change.level for change in changes}
-        return levels.quantize(self.floats, self.ranges, asked)
+        return levels.quantize(self.floats, self.ranges, {**self.fixed, **asked})
 
     def describe(self, name: str) -> str:
         """The type and number of an operator, which survive an export."""
@@ -65,12 +68,18 @@ def open_workshop(made: Made, samples: Adapted, recipe: Recipe) -> LitertWorksho
     floats = made.base.read_bytes()
     ranges = levels.read_ranges(made.file.read_bytes())
     operators = {operator.name: operator for operator in levels.operators(floats)}
-    order = rank_operators(tuple(operators), _errors(floats, ranges, tuple(operators), samples, made))
-    return LitertWorkshop(floats, ranges, operators, _knobs(floats, order, operators, recipe))
+    excluded = dict.fromkeys(levels.choose(floats, recipe.exclude), litert_ends.FLOATS)
+    scheme = made.artifact.scheme
+    has_floats = scheme is None or scheme.io == "float32"
+    fixed = {**(litert_ends.find_ends(floats) if has_floats else {}), **excluded}
+    names = tuple(name for name in operators if fixed.get(name) != litert_ends.FLOATS)
+    errors = _errors(floats, ranges, {name: fixed.get(name, "int8") for name in names}, samples, made)
+    knobs = _knobs(floats, rank_operators(names, errors), operators, fixed, recipe)
+    return LitertWorkshop(floats, ranges, operators, knobs, fixed)
 
 
 def _errors(
-    floats: bytes, ranges: Mapping[str, Range], names: Sequence[str], samples: Adapted, made: Made
+    floats: bytes, ranges: Mapping[str, Range], usual: Mapping[str, str], samples: Adapted, made: Made
 ) -> list[tuple[str, float]]:
     import numpy as np
 
@@ -84,16 +93,21 @@ def _errors(
         return np.stack(found).astype(np.float64)
 
     exact = outputs(floats)
+    known = [operator.name for operator in levels.operators(floats)]
     found = []
-    for name in names:
-        others = {other: "fp32" for other in names if other != name}
-        error = outputs(levels.quantize(floats, ranges, others)) - exact
+    for name, level in usual.items():
+        alone = {**dict.fromkeys(known, litert_ends.FLOATS), name: level}
+        error = outputs(levels.quantize(floats, ranges, alone)) - exact
         found.append((name, float(np.square(error).sum())))
     return found
 
 
 def _knobs(
-    floats: bytes, order: Sequence[str], operators: Mapping[str, levels.Operator], recipe: Recipe
+    floats: bytes,
+    order: Sequence[str],
+    operators: Mapping[str, levels.Operator],
+    fixed: Mapping[str, str],
+    recipe: Recipe,
 ) -> tuple[Knob, ...]:
     from edgeopt_converters.litert_graph import operators as graph_operators
 
@@ -103,9 +117,12 @@ def _knobs(
     for name in order:
         is_product = operators[name].type in levels.PRODUCTS
         every = ("int16", "fp32", "fp16") if is_product else ("int16", "fp32")
-        above = tuple(level for level in every if level not in UNLESS_ASKED or level in asked)
+        tried = (
+            frozenset(asked) if name not in fixed else frozenset[str]()
+        )  # what reads and writes floats has no grids
+        above = tuple(level for level in every if level not in UNLESS_ASKED or level in tried)
         below = tuple(
-            level for level in ("int4",) if operators[name].type in levels.FOUR_BITS and level in asked
+            level for level in ("int4",) if operators[name].type in levels.FOUR_BITS and level in tried
         )
         found.append(Knob(name, above, below, known[name].macs, known[name].weight_bytes // 4))
     return tuple(found)

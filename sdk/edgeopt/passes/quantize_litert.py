@@ -2,7 +2,8 @@
 """Static int8 quantization of a LiteRT model: every operator that LiteRT has in integers, or a note that names it.
 
 The ranges are ours (`edgeopt.calibrate`, over all samples); the flatbuffer is rewritten by ai-edge-quantizer, whose
-own moving average over samples would clip the outputs. Weights are symmetric per channel, activations asymmetric per
+own moving average over samples would clip the outputs. The ends of the net write floats where the device takes them
+(`litert_ends`). Weights are symmetric per channel, activations asymmetric per
 tensor (LiteRT 8-bit quantization specification).
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import litert_levels
+from edgeopt import litert_ends, litert_levels
 from edgeopt.calibrate import Observe, Stream, alarms, find_ranges
 from edgeopt.passes import Order, Result
 from edgeopt.training.spans import find_learned
@@ -46,9 +47,9 @@ def apply(model: Model, order: Order) -> Result:
     learned = find_learned(order.ranges, observe, order.samples)
     ranges |= {name: span for name, span in learned.ranges.items() if name not in outputs}
     left = litert_levels.choose(model.program, order.exclude)
-    quantized = litert_levels.quantize(
-        model.program, ranges, dict.fromkeys(left, "fp32"), float_edges=scheme.io == "float32"
-    )
+    has_floats = scheme.io == "float32"
+    levels = (litert_ends.find_ends(model.program) if has_floats else {}) | dict.fromkeys(left, "fp32")
+    quantized = litert_levels.quantize(model.program, ranges, levels, float_edges=has_floats)
     inputs, outputs_now = _specs(quantized, model)
     said = (
         ("ranges chosen tensor by tensor by their own squared error",)

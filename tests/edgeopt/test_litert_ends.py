@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ends of an int8 LiteRT file write floats: outputs cannot be clipped, and an average has a grid of its own or none."""
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeopt import litert_ends as subject
+from edgeopt.calibrate import Calibration
+from edgeopt.passes import Order, quantize_litert
+from edgeopt_converters.litert_file import pack, parse
+from edgeopt_converters.litert_graph import operators, type_names
+from edgeopt_converters.model import Model
+from edgeopt_converters.torch_program import program_model
+from edgeopt_converters.torch_to_litert import convert
+from edgeopt_profiles.profile import Scheme
+
+pytest.importorskip("ai_edge_quantizer")
+pytest.importorskip("litert_torch")
+torch = pytest.importorskip("torch")
+
+INT8 = Scheme("int8", "int8", True, False)
+EDGE = Scheme("int8", "int8", True, False, io="int8")
+
+
+def _net(kind: str) -> Any:
+    torch.manual_seed(0)
+    stem = [torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU()]
+    more = {
+        "classifier": [torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(16, 10), torch.nn.Softmax(1)],
+        "two layers": [torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Linear(8, 10)],
+        "map": [torch.nn.Conv2d(16, 4, 1), torch.nn.Sigmoid()],
+    }  # fmt: skip
+    return torch.nn.Sequential(*stem, *more[kind]).eval()
+
+
+@functools.cache
+def _floats(kind: str) -> Model:
+    exported = torch.export.export(_net(kind), (torch.zeros(1, 3, 8, 8),))
+    return convert(program_model(exported, name="net"))
+
+
+def _samples(scale: float = 1.0, seed: int = 1) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    name = _floats("classifier").inputs[0].name
+    return [{name: (scale * rng.normal(size=(1, 8, 8, 3))).astype(np.float32)} for _ in range(24)]
+
+
+@functools.cache
+def _quantized(kind: str, scheme: Scheme = INT8) -> Model:
+    order = Order(scheme, Calibration("minmax"), samples=_samples())
+    found: Model = quantize_litert.apply(_floats(kind), order).model
+    return found
+
+
+def _run(model: Model, samples: list[dict[str, np.ndarray]]) -> np.ndarray:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=model.program, num_threads=1)
+    interpreter.allocate_tensors()
+    rows = []
+    for sample in samples:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], next(iter(sample.values())))
+        interpreter.invoke()
+        rows.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]).copy())
+    return np.concatenate(rows)
+
+
+def _levels(kind: str) -> list[tuple[str, str]]:
+    program = _floats(kind).program
+    types = {operator.name: operator.type for operator in operators(program)}
+    return [(types[name], level) for name, level in subject.find_ends(program).items()]
+
+
+def test_a_classifier_is_dynamic_with_floats_around_it() -> None:
+    found = [entry for entry in _levels("classifier") if entry[0] != "RESHAPE"]
+    assert found == [("AVERAGE_POOL_2D", "fp32"), ("FULLY_CONNECTED", "dynamic"), ("SOFTMAX", "fp32")]
+
+
+def test_only_the_last_of_two_layers_is_an_end() -> None:
+    assert _levels("two layers") == [("FULLY_CONNECTED", "dynamic")]
+
+
+def test_what_follows_a_convolution_is_an_end_and_the_convolution_is_not() -> None:
+    assert {entry for entry in _levels("map") if entry[0] != "TRANSPOSE"} == {("LOGISTIC", "fp32")}
+
+
+def test_an_output_beyond_everything_that_calibrated_is_not_clipped() -> None:
+    """Inputs stay on their grid, and the classifier adds up what no calibration sample added up."""
+    exact = _run(_floats("two layers"), _samples(0.9, seed=7))
+    found = _run(_quantized("two layers"), _samples(0.9, seed=7))
+    assert len(np.unique(found)) > 200  # a grid of 8 bits has 256 values and 240 outputs share them
+    assert 10 * np.log10(np.square(exact).sum() / np.square(found - exact).sum()) > 25
+
+
+def test_averages_and_probabilities_cost_next_to_nothing() -> None:
+    exact = _run(_floats("classifier"), _samples(seed=7))
+    error = np.abs(_run(_quantized("classifier"), _samples(seed=7)) - exact)
+    assert error.max() < 1 / 512  # half a step of a softmax on its grid
+
+
+def test_a_device_without_floats_gets_none() -> None:
+    tensors = parse(_quantized("classifier", EDGE).program).subgraphs[0].tensors
+    assert not [tensor.name for tensor in tensors if tensor.type == 0]
+
+
+def test_runtimes_that_would_take_one_channels_scale_for_all_are_told_not_to_load_the_file() -> None:
+    model = parse(_quantized("classifier").program)
+    graph = model.subgraphs[0]
+    (layer,) = [
+        operator
+        for operator, kind in zip(graph.operators, type_names(model), strict=True)
+        if kind == "FULLY_CONNECTED"
+    ]
+    assert len(graph.tensors[layer.inputs[1]].quantization.scale) == 10
+    assert model.operatorCodes[layer.opcodeIndex].version >= 12
+    assert layer.builtinOptions.asymmetricQuantizeInputs
+
+
+def test_constants_of_a_packed_file_are_aligned_and_the_same() -> None:
+    """ai-edge-quantizer puts large ones behind the flatbuffer, where a parsed file has them too."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    torch.manual_seed(0)
+    wide = torch.nn.Sequential(torch.nn.Linear(64, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 1024))
+    floats = convert(
+        program_model(torch.export.export(wide.eval(), (torch.zeros(1, 64),)), name="wide")
+    ).program
+    maker = quantizer.Quantizer(bytearray(floats), recipe.dynamic_wi8_afp32())
+    written = bytes(maker.quantize(enable_progress_report=False).quantized_model)
+    model = parse(written)
+    large = [
+        bytes(buffer.data) for buffer in model.buffers if buffer.data is not None and len(buffer.data) > 4096
+    ]
+    assert max(len(data) for data in large) == 1024 * 1024
+    packed = pack(model)
+    assert [packed.index(data) % 16 for data in large] == [0] * len(large)
+    assert pack(parse(packed)) == packed
