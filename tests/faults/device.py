@@ -52,7 +52,7 @@ def wish(agent: Agent, envelope: bytes, seconds: list[float]) -> None:
         seconds[0] += HOUR_S
         try:
             agent.tick()
-        except Exception:  # noqa: BLE001 - as `Agent.run` does: the device serves on and says what happened
+        except Exception:
             logging.getLogger(__name__).exception("unexpected")
         if not agent.is_busy:
             return

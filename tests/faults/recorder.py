@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: PTH - each method is the system call of its name
 """A FUSE file system that passes everything through to a folder and notes every operation that changes something.
 
 `python recorder.py FOLDER MOUNTPOINT NOTES` mounts until it is unmounted; NOTES is a stream of pickled operations as
@@ -41,7 +42,17 @@ class Recorder(mfusepy.Operations):
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
         found = os.lstat(self._at(path))
-        keys = ("st_atime", "st_ctime", "st_gid", "st_mode", "st_mtime", "st_nlink", "st_size", "st_uid", "st_ino")
+        keys = (
+            "st_atime",
+            "st_ctime",
+            "st_gid",
+            "st_mode",
+            "st_mtime",
+            "st_nlink",
+            "st_size",
+            "st_uid",
+            "st_ino",
+        )
         return {key: getattr(found, key) for key in keys}
 
     def readdir(self, path: str, fh: int) -> list[str]:

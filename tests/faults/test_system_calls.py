@@ -99,11 +99,13 @@ def _check(site: Site, scenario: Scenario, case: Case, state: Path) -> str:
     done = _run(site, state, scenario, "-o", "/dev/null", "-e", f"trace={case.call}", "-e", inject)
     try:
         if case.fault == "killed":
-            assert done.returncode in (-9, KILLED), f"it was not killed: {done.returncode} {done.stderr[-300:]}"
+            assert done.returncode in (-9, KILLED), (
+                f"it was not killed: {done.returncode} {done.stderr[-300:]}"
+            )
         else:
             assert done.returncode == 0, f"it ended by {done.returncode}: {done.stderr[-300:]}"
         site.check(state, scenario)
-    except Exception as error:  # noqa: BLE001 - the table says every one that fails, not the first
+    except Exception as error:
         return f"{scenario.name}, {case}: {error!r:.600}"
     finally:
         shutil.rmtree(state)
