@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: PTH - each method is the system call of its name
 """A FUSE file system that passes everything through to a folder and notes every operation that changes something.
 
 `python recorder.py FOLDER MOUNTPOINT NOTES` mounts until it is unmounted; NOTES is a stream of pickled operations as
