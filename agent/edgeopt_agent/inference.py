@@ -19,6 +19,8 @@ from edgeopt_wire.manifest import Manifest
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgeopt_agent.client import Answer
+
 TOP = 5
 VALUES_SHOWN = 16
 
@@ -40,18 +42,18 @@ def infer(config: AgentConfig, data: Path, model: str = "") -> dict[str, Any]:
     except TransportError:
         answer = _directly(store, name, active, manifest, inputs)
         via = "slot"
-    outputs = {entry["name"]: entry for entry in answer["outputs"]}
     labels = _labels(store, name, active, manifest)
     return {
         "schema": "edgeopt.infer/1",
         "model": name,
-        "version": answer["model_version"],
-        "variant": answer["parameters"]["variant"],
+        "version": answer.version,
+        "variant": answer.parameters["variant"],
         "via": via,
         "outputs": {
-            key: {"shape": e["shape"], "first": e["data"][:VALUES_SHOWN]} for key, e in outputs.items()
+            name: {"shape": list(array.shape), "first": array.reshape(-1)[:VALUES_SHOWN].tolist()}
+            for name, array in answer.outputs.items()
         },
-        "top": top_answers(next(iter(outputs.values()))["data"], labels),
+        "top": top_answers(next(iter(answer.outputs.values())).reshape(-1).tolist(), labels),
     }
 
 
@@ -103,24 +105,22 @@ def _active(store: Store, model: str) -> tuple[str, Installed]:
     return model, serving[model]
 
 
-def _through_agent(config: AgentConfig, model: str, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    from edgeopt_agent.serve.http import ask
-    from edgeopt_agent.serve.protocol import write_request
+def _through_agent(config: AgentConfig, model: str, inputs: Mapping[str, np.ndarray]) -> Answer:
+    from edgeopt_agent.client import Client
 
-    answer: dict[str, Any] = ask(
-        config.socket_path, "POST", f"/v2/models/{model}/infer", write_request(inputs)
-    )
-    return answer
+    with Client(config.socket_path) as client:
+        return client.infer(model, inputs, may_cache=False)
 
 
 def _directly(
     store: Store, model: str, active: Installed, manifest: Manifest, inputs: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+) -> Answer:
+    from edgeopt_agent.client import Answer
     from edgeopt_agent.model import open_model
-    from edgeopt_agent.serve.protocol import write_answer
 
     with open_model(store.slot(model, active.slot), manifest, active.variant) as loaded:
-        return write_answer(loaded, loaded.infer(inputs))
+        variant = {"variant": loaded.variant.id}
+        return Answer(loaded.infer(inputs), manifest.name, manifest.version, variant)
 
 
 def _labels(store: Store, model: str, active: Installed, manifest: Manifest) -> list[str]:

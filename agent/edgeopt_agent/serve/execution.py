@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running the rows of one or several requests on one instance of a model.
+
+Rules:
+- Conversion to the variant's tensors and back happens on each caller's own thread; only the run itself is shared.
+- A lone request goes to the runtime as it is. Several are put into one array along axis 0 and cut apart again.
+- A fixed batch is padded by its last row, so that a runtime sees one shape only and never a value that it has not seen.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edgeopt_agent import tensors
+from edgeopt_agent.model import LoadedModel
+from edgeopt_wire.errors import EdgeoptError, RecipeError, RuntimeFailure, UnsupportedError
+from edgeopt_wire.manifest import Manifest, Variant
+from edgeopt_wire.tensor import TensorSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Arrays = Mapping[str, np.ndarray]
+
+
+class Edges:
+    """The tensors of a model and of its variant, for any number of rows."""
+
+    def __init__(self, manifest: Manifest, variant: Variant) -> None:
+        self._manifest = manifest
+        self._variant = variant
+        self.at = functools.lru_cache(maxsize=64)(self._at)
+
+    def rows_of(self, inputs: Arrays, max_batch: int) -> int:
+        """How many rows a request has.
+
+        Raises:
+            RecipeError: Its inputs disagree, or it has more than `max_batch`.
+        """
+        if max_batch == 1:
+            return 1
+        rows = {array.shape[0] if array.ndim else 0 for array in inputs.values()}
+        found = next(iter(rows), 0)
+        if len(rows) != 1 or not 1 <= found <= max_batch:
+            raise RecipeError(
+                f"every input needs the same first axis, 1 to {max_batch}; found {sorted(rows)}"
+            )
+        return found
+
+    def to_variant(self, inputs: Arrays, rows: int) -> dict[str, np.ndarray]:
+        """Inputs of a request by the signature's names as the variant's."""
+        ours, _, theirs, _ = self.at(rows)
+        return tensors.to_variant(ours, theirs, inputs)
+
+    def from_variant(self, outputs: Arrays, rows: int) -> dict[str, np.ndarray]:
+        """The variant's outputs as the signature's."""
+        _, ours, _, theirs = self.at(rows)
+        return tensors.from_variant(theirs, ours, outputs)
+
+    def _at(self, rows: int) -> tuple[tuple[TensorSpec, ...], ...]:
+        edges = (
+            self._manifest.signature_inputs,
+            self._manifest.signature_outputs,
+            self._variant.inputs,
+            self._variant.outputs,
+        )
+        return edges if rows == 1 else tuple(tuple(_scaled(spec, rows) for spec in specs) for specs in edges)
+
+
+def run_batch(
+    loaded: LoadedModel, contents: Sequence[tuple[Arrays, int]], padded_to: int = 0
+) -> list[Arrays]:
+    """Run requests, each (variant's inputs, rows), together; one answer each, in order."""
+    import numpy as np
+
+    rows = [count for _, count in contents]
+    total = sum(rows)
+    if len(contents) == 1 and total >= padded_to:
+        return [loaded.session.run(contents[0][0])]
+    joined = {}
+    for name in contents[0][0]:
+        parts = [inputs[name] for inputs, _ in contents]
+        if total < padded_to:
+            parts.append(np.repeat(parts[-1][-1:], padded_to - total, axis=0))
+        joined[name] = np.concatenate(parts)
+    found = loaded.session.run(joined)
+    for name, array in found.items():
+        if array.shape[:1] != (max(total, padded_to),):
+            raise RuntimeFailure(
+                f"output {name!r} of a batch of {max(total, padded_to)} has the shape {array.shape}"
+            )
+    ends = np.cumsum(rows).tolist()
+    return [
+        {name: array[end - n : end] for name, array in found.items()}
+        for end, n in zip(ends, rows, strict=True)
+    ]
+
+
+def check_batch(loaded: LoadedModel, edges: Edges, max_batch: int) -> None:
+    """Run `max_batch` rows of zeros once: proves that the file takes them, and reserves the memory now, not later.
+
+    Raises:
+        UnsupportedError: It does not.
+    """
+    import numpy as np
+
+    manifest = loaded.manifest
+    where = f"{manifest.title}, variant {loaded.variant.id}: serving.max_batch is {max_batch}"
+    for spec in (*manifest.signature_inputs, *manifest.signature_outputs):
+        if spec.shape[:1] != (1,):
+            raise UnsupportedError(
+                f"{where}, but {spec.name!r} has the shape {spec.shape} with no batch axis of 1"
+            )
+    try:
+        zeros = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in edges.at(max_batch)[0]}
+        edges.from_variant(loaded.session.run(edges.to_variant(zeros, max_batch)), max_batch)
+    except EdgeoptError as error:
+        raise UnsupportedError(
+            f"{where}, but the file does not take that many rows; export it with a free batch axis, "
+            f"or set max_batch to 1 ({error})"
+        ) from error
+
+
+def _scaled(spec: TensorSpec, rows: int) -> TensorSpec:
+    return replace(spec, shape=(rows * spec.shape[0], *spec.shape[1:]))

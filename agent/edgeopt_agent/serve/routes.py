@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each path of the Open Inference Protocol v2 answers. No sockets here: a request in, a reply out.
+
+| path (under /v2) | answers |
+|---|---|
+| health/live, health/ready | 200 |
+| (nothing) | name, version, extensions |
+| models/NAME[/versions/V] | metadata; .../ready 200; .../config; .../stats |
+| models/NAME[/versions/V]/infer | POST; JSON, binary tensors, shared memory, or a bare file or text |
+| repository/index | the models that serve; load and unload are the fleet's business and refused |
+| systemsharedmemory/... | register, unregister, status |
+| edgeopt/memory/region/NAME/register | sealed memory, its descriptor beside the request |
+
+Source: Open Inference Protocol "REST" v2 and Triton's extensions of the same names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgeopt_agent.serve import infer_route
+from edgeopt_agent.serve.models import Models
+from edgeopt_agent.serve.refusals import Forbidden, NotAllowed, NotFound, NotImplementedHere
+from edgeopt_agent.serve.regions import Regions, SealedRegion, SystemRegion
+from edgeopt_wire import __version__
+from edgeopt_wire.errors import RecipeError
+
+if TYPE_CHECKING:
+    from edgeopt_agent.serve.served import Served
+
+EXTENSIONS = (
+    "binary_tensor_data", "classification", "model_configuration", "model_repository", "schedule_policy", "statistics",
+    "system_shared_memory", "edgeopt_memory", "edgeopt_cache", "edgeopt_files",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: `split` is where JSON ends and binary tensors begin."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    read_body: Callable[[int], tuple[bytes | bytearray, memoryview]]
+    take_descriptor: Callable[[], int]
+    owner: int
+    may_share: bool
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer: JSON, and binary tensors behind it."""
+
+    content: bytes = b""
+    binary: tuple[memoryview, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
+
+
+class Routes:
+    """Finds what a path means. Thread-safe."""
+
+    def __init__(self, models: Models, regions: Regions) -> None:
+        self.models = models
+        self.regions = regions
+
+    def answer(self, asked: Asked) -> Reply:
+        """Answer one request.
+
+        Raises:
+            EdgeoptError: It is refused, or failed; `refusals.status_of` says how HTTP calls that.
+        """
+        parts = asked.path.split("?", 1)[0].strip("/").split("/")
+        if parts[0] != "v2":
+            raise NotFound(
+                f"unknown path {asked.path[:200]!r}; everything is under /v2, see the Open Inference Protocol"
+            )
+        if parts[1:2] == ["models"] and len(parts) > 2:
+            return self._model(asked, parts[2], parts[3:])
+        if parts[1:2] == ["systemsharedmemory"]:
+            return self._system_memory(asked, parts[2:])
+        if parts[1:3] == ["edgeopt", "memory"]:
+            return self._sealed_memory(asked, parts[3:])
+        if parts[1:2] == ["cudasharedmemory"] and parts[-1] != "status":
+            raise NotImplementedHere("CUDA shared memory is not offered; use system shared memory")
+        known: dict[tuple[str, ...], tuple[str, Callable[[], Any]]] = {
+            (): ("GET", self._server),
+            ("health", "live"): ("GET", lambda: {"live": True}),
+            ("health", "ready"): ("GET", lambda: {"ready": True}),
+            ("repository", "index"): ("POST", self._index),
+            ("cudasharedmemory", "status"): ("GET", list),
+        }
+        found = known.get(tuple(parts[1:]))
+        if found is None:
+            if parts[1:3] == ["repository", "models"]:
+                raise Forbidden("models come and go by the fleet's signed word, not through this socket")
+            raise NotFound(f"unknown path {asked.path[:200]!r}; see the Open Inference Protocol v2")
+        _only(asked, found[0])
+        return _json(found[1]())
+
+    def _model(self, asked: Asked, name: str, rest: list[str]) -> Reply:
+        served = self.models.served(name)
+        version = ""
+        if rest[:1] == ["versions"] and len(rest) > 1:
+            version, rest = rest[1], rest[2:]
+            if version != served.loaded.manifest.version:
+                raise NotFound(
+                    f"{name} serves version {served.loaded.manifest.version}, not {version[:100]!r}"
+                )
+        if rest == ["infer"]:
+            _only(asked, "POST")
+            return Reply(*infer_route.infer(self.models, name, version, asked, self.regions))
+        known: dict[tuple[str, ...], Callable[[Served], Any]] = {
+            (): describe,
+            ("ready",): lambda _: {"ready": True},
+            ("config",): configuration,
+            ("stats",): statistics,
+        }
+        found = known.get(tuple(rest))
+        if found is None:
+            raise NotFound(f"unknown path {asked.path[:200]!r}; a model has ready, config, stats and infer")
+        _only(asked, "GET")
+        return _json(found(served))
+
+    def _server(self) -> dict[str, Any]:
+        return {
+            "name": "edgeopt-agent",
+            "version": __version__,
+            "extensions": list(EXTENSIONS),
+            "models": self.models.names(),
+        }
+
+    def _index(self) -> list[dict[str, str]]:
+        found = [(name, self.models.served(name).loaded.manifest.version) for name in self.models.names()]
+        return [{"name": name, "version": version, "state": "READY", "reason": ""} for name, version in found]
+
+    def _system_memory(self, asked: Asked, rest: list[str]) -> Reply:
+        name = rest[1] if rest[:1] == ["region"] and len(rest) == 3 else ""
+        if rest[-1:] == ["status"]:
+            _only(asked, "GET")
+            return _json(self.regions.status(name))
+        _only(asked, "POST")
+        if rest == ["unregister"]:
+            self.regions.remove_all()
+        elif name and rest[2] == "unregister":
+            self.regions.remove(name)
+        elif name and rest[2] == "register":
+            _may_share(asked)
+            body = _body(asked)
+            offset, size = body.get("offset", 0), body.get("byte_size")
+            if type(offset) is not int or type(size) is not int:
+                raise RecipeError(
+                    f"offset and byte_size must be whole numbers, found {offset!r} and {size!r}"
+                )
+            self.regions.add(name, SystemRegion(str(body.get("key", "")), offset, size))
+        else:
+            raise NotFound(f"unknown path {asked.path[:200]!r}; a region has register, unregister and status")
+        return Reply()
+
+    def _sealed_memory(self, asked: Asked, rest: list[str]) -> Reply:
+        if len(rest) != 3 or rest[0] != "region" or rest[2] not in ("register", "unregister"):
+            raise NotFound(f"unknown path {asked.path[:200]!r}; a region has register and unregister")
+        _only(asked, "POST")
+        if rest[2] == "unregister":
+            self.regions.remove(rest[1], asked.owner)
+            return Reply()
+        _may_share(asked)
+        size = _body(asked).get("byte_size")
+        if type(size) is not int:
+            raise RecipeError(f"byte_size must be a whole number, found {size!r}")
+        self.regions.add(rest[1], SealedRegion(asked.take_descriptor(), size), asked.owner)
+        return Reply()
+
+
+def describe(served: Served) -> dict[str, Any]:
+    """A model's metadata; what postprocess offers is listed behind the model's own outputs."""
+    from edgeopt_agent.serve.protocol import describe_tensor
+
+    manifest, batch = served.loaded.manifest, served.serving.max_batch
+    finished = [
+        {"name": n, "datatype": d, "shape": list(shape)} for n, d, shape in served.processing.outputs()
+    ]
+    return {
+        "name": manifest.name,
+        "versions": [manifest.version],
+        "platform": f"edgeopt_{served.loaded.variant.runtime}",
+        "inputs": [describe_tensor(spec, batch) for spec in manifest.signature_inputs],
+        "outputs": [describe_tensor(spec, batch) for spec in manifest.signature_outputs],
+        "parameters": {"accepts": served.processing.kind_in, "postprocess": finished},
+    }
+
+
+def configuration(served: Served) -> dict[str, Any]:
+    """How a model is served, in the words of the model configuration extension."""
+    from edgeopt_agent.serve.protocol import describe_tensor
+
+    manifest, serving = served.loaded.manifest, served.serving
+
+    def edges(specs: Any) -> list[dict[str, Any]]:
+        listed = [describe_tensor(spec) for spec in specs]
+        free = serving.max_batch > 1
+        return [
+            {"name": e["name"], "data_type": f"TYPE_{e['datatype']}", "dims": e["shape"][free:]}
+            for e in listed
+        ]
+
+    found: dict[str, Any] = {
+        "name": manifest.name,
+        "platform": f"edgeopt_{served.loaded.variant.runtime}",
+        "max_batch_size": serving.max_batch if serving.max_batch > 1 else 0,
+        "input": edges(manifest.signature_inputs),
+        "output": edges(manifest.signature_outputs),
+        "instance_group": [{"count": serving.instances}],
+        "response_cache": {"enable": serving.response_cache is not None},
+    }
+    if serving.max_batch > 1:
+        found["dynamic_batching"] = {"max_queue_delay_microseconds": serving.max_delay_us}
+    return found
+
+
+def statistics(served: Served) -> dict[str, Any]:
+    """Counters in the words of the statistics extension; times are sums in nanoseconds since the model was loaded."""
+    counts, manifest = served.scheduler.counts, served.loaded.manifest
+    caches = served.counts()
+    hits = {"count": sum(cache["hits"] for cache in caches.values()), "ns": 0}
+    misses = {"count": sum(cache["misses"] for cache in caches.values()), "ns": 0}
+    entry = {
+        "name": manifest.name,
+        "version": manifest.version,
+        "inference_count": counts.rows,
+        "execution_count": counts.runs,
+        "inference_stats": {
+            "success": {"count": counts.runs, "ns": counts.run_ns},
+            "queue": {"count": counts.runs, "ns": counts.queue_ns},
+            "compute_infer": {"count": counts.runs, "ns": counts.run_ns},
+            "cache_hit": hits,
+            "cache_miss": misses,
+        },
+        "edgeopt": {
+            "refused": counts.refused,
+            "expired": counts.expired,
+            "waiting": served.scheduler.waiting,
+            "caches": caches,
+        },
+    }
+    return {"model_stats": [entry]}
+
+
+def _body(asked: Asked) -> dict[str, Any]:
+    raw, _ = asked.read_body(-1)
+    try:
+        body = json.loads(bytes(raw) or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"the body is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise RecipeError("the body must be a JSON object")
+    return body
+
+
+def _json(value: Any) -> Reply:
+    return Reply(json.dumps(value).encode())
+
+
+def _only(asked: Asked, method: str) -> None:
+    allowed = ("GET", "HEAD") if method == "GET" else (method,)
+    if asked.method not in allowed:
+        raise NotAllowed(f"{asked.path[:200]} answers {' and '.join(allowed)}", {"Allow": ", ".join(allowed)})
+
+
+def _may_share(asked: Asked) -> None:
+    if not asked.may_share:
+        raise Forbidden(
+            "shared memory is for the Unix socket, whose file only the agent's user opens; "
+            'set "http": {"shared_memory": true} in the configuration to allow it here'
+        )
