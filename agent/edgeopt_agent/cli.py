@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`edgeopt-agent`: run | status | infer | install. Exit codes: 0 done, 1 failed, 2 usage."""
+"""`edgeopt-agent`: run | status | doctor | infer | install. Exit codes: 0 done, 1 failed, 2 usage."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edgeopt_agent.logs import FORMATS, start_logging
 from edgeopt_wire import __version__
 from edgeopt_wire.errors import EdgeoptError, RecipeError
 
@@ -18,15 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=logging.DEBUG
-        if options.verbose
-        else logging.INFO
-        if options.command == "run"
-        else logging.WARNING,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    level = logging.INFO if options.command == "run" else logging.WARNING
+    start_logging(options.log_format, logging.DEBUG if options.verbose else level)
     try:
         code = options.act(options)
     except EdgeoptError as error:
@@ -50,6 +44,13 @@ def _parser() -> argparse.ArgumentParser:
         commands, "status", _status, "show what this device runs and how far an installation is"
     )
     status.add_argument("--json", action="store_true", help="one JSON object")
+    doctor = _command(
+        commands,
+        "doctor",
+        _doctor,
+        "check clock, disk, runtimes, broker and certificates, and say what to do",
+    )
+    doctor.add_argument("--json", action="store_true", help="one JSON object")
     infer = _command(commands, "infer", _infer, "run the active model on one input, with no network")
     infer.add_argument("data", type=Path, help="an image, .npy, .npz, or a request as .json")
     infer.add_argument("--model", default="", help="which model, where several are active")
@@ -68,6 +69,9 @@ def _command(commands: Any, name: str, act: Any, text: str) -> argparse.Argument
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("--config", type=Path, required=True, help="the agent's agent.json")
     parser.add_argument("--verbose", action="store_true", help="log everything")
+    parser.add_argument(
+        "--log-format", choices=FORMATS, default="text", help="lines for people, or one JSON object a line"
+    )
     parser.set_defaults(act=act)
     return parser
 
@@ -97,6 +101,22 @@ def _status(options: argparse.Namespace) -> int:
         )
     print(f"  {document['events_waiting']} events wait, {document['events_dropped']} were dropped")
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from edgeopt_agent.config import load_config
+    from edgeopt_agent.doctor import document, examine
+
+    config = load_config(options.config)
+    found = document(config, examine(config))
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        for row in found["findings"]:
+            print(f"{row['verdict']:8} {row['check']:16} {row['said']}")
+            if row["advice"]:
+                print(f"{'':25} -> {row['advice']}")
+    return 0 if found["ok"] else 1
 
 
 def _infer(options: argparse.Namespace) -> int:
