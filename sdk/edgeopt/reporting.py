@@ -13,6 +13,7 @@ from edgeopt.attribute import Attribution
 from edgeopt.budget import Facts
 from edgeopt.coverage import Coverage, problems
 from edgeopt.evaluate.metrics import SQNR_CEILING_DB
+from edgeopt.evaluate.parity_runtimes import RuntimePair, compare_files
 from edgeopt.plan import BASELINE, Candidate, Plan
 from edgeopt.predict import Prediction, is_slower, speaks_for
 from edgeopt.report import document
@@ -230,7 +231,15 @@ def build_report(work: Work, choices: Mapping[str, Choice], progress: Progress) 
         warnings=tuple(dict.fromkeys(warnings)),
         attributions=dict(work.attributions),
         searches={entry.base: entry.journal for entry in work.mixed},
+        runtime_pairs=_runtime_pairs(work, choices),
     )
+
+
+def _runtime_pairs(work: Work, choices: Mapping[str, Choice]) -> tuple[RuntimePair, ...]:
+    """Compare the shipped int8 files of different runtimes; one that is run by many threads stands for itself once."""
+    shipped = {candidate.artifact for candidate in work.plan.candidates if choices[candidate.id].shipped}
+    wanted = [artifact for artifact in work.plan.artifacts if artifact.id in shipped]
+    return compare_files(wanted, work.made, work.validation.outputs)
 
 
 def repeatable(report: document.BuildReport) -> document.BuildReport:

@@ -11,7 +11,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,7 @@ class Validation:
 
     assessments: Mapping[str, Assessment]
     warnings: tuple[str, ...]
+    outputs: Mapping[str, Outputs] = field(default_factory=dict)
 
     def quality(self, artifact_id: str) -> Quality | None:
         """The figures that a manifest keeps, or None where the artifact was not run."""
@@ -117,7 +118,7 @@ def validate(
     }
     for artifact in plan.artifacts:
         _check_lowering(artifact, assessments[artifact.id].quality)
-    return Validation(assessments, tuple(warnings))
+    return Validation(assessments, tuple(warnings), found)
 
 
 def _run(

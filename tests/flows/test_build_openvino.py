@@ -120,6 +120,18 @@ def test_runtimes_that_take_the_same_file_share_it(built: dict[str, Any]) -> Non
     assert list(built["attributions"]) == ["onnx-int8-u8s8-safe"], "one file has one error"
 
 
+def test_how_far_the_runtimes_are_apart_is_reported(built: dict[str, Any]) -> None:
+    (pair,) = built["runtime_pairs"]
+    assert (pair["first"], pair["second"]) == ("onnx-int8-u8s8-safe", "openvino-int8-u8s8-safe")
+    assert (pair["same_weights"], pair["samples"]) == (1.0, 16)
+    (found,) = pair["differences"]
+    assert 0 <= found["mean_abs"] <= found["max_abs"]
+    assert found["sqnr_db"] > 40
+    page = Path(built["files"]["page"]).read_text(encoding="utf-8")
+    assert "The same integers in every runtime" in page
+    assert "onnx-int8-u8s8-safe / openvino-int8-u8s8-safe" in page
+
+
 def test_the_package_is_run_benched_compared_and_inspected(built: dict[str, Any], folder: Path) -> None:
     package = built["files"]["package"]
     answer = json.loads(
@@ -186,6 +198,28 @@ def test_an_agent_measures_both_variants_and_keeps_one(built: dict[str, Any], fo
         run("edgeopt-agent", "infer", "--config", config, folder / "one.npy", "--json").stdout
     )
     assert answer["outputs"]["y"]["shape"] == [1, 10]
+
+
+def test_a_model_for_which_openvino_has_no_precision_is_told(folder: Path) -> None:
+    """Nearly all products: ONNX Runtime gets ranges found at run time, which OpenVINO is not given."""
+    weights = np.random.default_rng(0).normal(0, 0.1, (64, 64)).astype(np.float32)
+    edge = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"], "product")], "products",
+        [edge("x", onnx.TensorProto.FLOAT, (1, 64))], [edge("y", onnx.TensorProto.FLOAT, (1, 64))],
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )  # fmt: skip
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "products.onnx")
+    np.savez(folder / "rows.npz", x=np.random.default_rng(1).normal(size=(8, 64)).astype(np.float32))
+    done = run(
+        "edgeopt", "build", folder / "products.onnx", "--device", "x86-64", "--recipe", folder / "both.toml",
+        "--calibration", folder / "rows.npz", "-o", folder / "products", "--no-cache", "--quick", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = [text for text in json.loads(done.stdout)["warnings"] if text.startswith("openvino")]
+    assert len(said) == 1
+    assert "nothing was made for it" in said[0]
 
 
 def test_a_missing_library_is_told_before_anything_is_made(folder: Path) -> None:

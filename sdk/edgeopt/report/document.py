@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeopt.attribute import Attribution
 from edgeopt.coverage import Coverage
+from edgeopt.evaluate.parity_runtimes import RuntimePair
 from edgeopt.predict import Estimate
 from edgeopt.search import Journal
 from edgeopt_wire.manifest import Provenance, Quality
@@ -99,7 +100,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """Baseline, optimization, validation and measured gains of one build; `searches` are by int8 artifact."""
+    """Baseline, optimization, validation and measured gains of one build; `searches` are by int8 artifact.
+
+    `runtime_pairs` says of every two shipped int8 files how far the runtimes are apart.
+    """
 
     SCHEMA = "edgeopt.build-report/1"
 
@@ -120,6 +124,7 @@ class BuildReport:
     package_bytes: int = 0
     attributions: Mapping[str, Attribution] = field(default_factory=dict)
     searches: Mapping[str, Journal] = field(default_factory=dict)
+    runtime_pairs: tuple[RuntimePair, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def candidate(self, candidate_id: str) -> Candidate:

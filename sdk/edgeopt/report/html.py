@@ -8,7 +8,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from edgeopt.report import plots
+from edgeopt.report import parity_table, plots
 from edgeopt.report.document import BuildReport, Candidate
 from edgeopt.report.table import cells, file_of, metric_of, number
 from edgeopt.search import Journal
@@ -52,6 +52,7 @@ def render(report: BuildReport) -> str:
             _table(("candidate", "p50, ms", "four of five lie between", "rests on"), _estimate_rows(report)),
         ),
         _section("What fell back to floats", _floats(report)),
+        _section("The same integers in every runtime", _parity(report)),
         _section("What the samples tell", _table(("candidate", "figure", "what"), _figure_rows(report))),
         _plot(
             "Where the error comes from",
@@ -181,6 +182,13 @@ def _floats(report: BuildReport) -> str:
             rows = [(op.type, op.name, op.reason) for op in candidate.float_operators]
             parts.append(_table(("operator", "name", "why"), rows))
     return "".join(parts)
+
+
+def _parity(report: BuildReport) -> str:
+    pairs = report.runtime_pairs
+    rows = parity_table.rows(pairs)
+    table = _table(parity_table.HEADS, rows) if rows else ""
+    return table + "".join(f"<p>{escape(text)}</p>" for text in parity_table.others(pairs))
 
 
 def _figure_rows(report: BuildReport) -> list[tuple[str, str, str]]:
