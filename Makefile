@@ -61,6 +61,19 @@ bench-all: $(STAMP) ## the same for every model and peer (long)
 bench-memory: $(STAMP) ## peak memory of static quantization with every range method
 	$(BIN)/python tests/benchmarks/memory.py
 
+CONFORMANCE := .conformance
+TUF_CONFORMANCE ?= https://github.com/theupdateframework/tuf-conformance
+
+# needs git, network and `faketime`; TUF_CONFORMANCE may be a folder or a mirror
+.PHONY: conformance
+conformance: $(STAMP) ## the conformance suite of The Update Framework against the agent's trust code
+	@command -v faketime > /dev/null || { echo "faketime is missing: apt-get install faketime"; exit 2; }
+	test -d $(CONFORMANCE)/suite || git clone --quiet --depth 1 $(TUF_CONFORMANCE) $(CONFORMANCE)/suite
+	test -x $(CONFORMANCE)/venv/bin/pytest || { $(PYTHON) -m venv $(CONFORMANCE)/venv && \
+	  $(CONFORMANCE)/venv/bin/pip install --quiet --constraint constraints.txt -e agent pytest pytest-json-report; }
+	cd $(CONFORMANCE)/suite && ../venv/bin/python -m pytest -q tuf_conformance \
+	  --entrypoint "$(abspath $(CONFORMANCE))/venv/bin/python $(CURDIR)/tests/conformance/tuf_client.py"
+
 .PHONY: check
 check: $(STAMP) ## linters, formatter, types, import rules
 	$(BIN)/ruff check
@@ -70,4 +83,4 @@ check: $(STAMP) ## linters, formatter, types, import rules
 
 .PHONY: clean
 clean: ## remove what these targets made
-	rm -rf $(VENV) .demo .bench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(CONFORMANCE) .demo .bench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgeopt.keys import create_keys, load_signer
 from edgeopt.publish import publish
+from edgeopt.repository import Repository
 from edgeopt_wire.archive import write_archive
 from edgeopt_wire.document import canonical_bytes, to_bytes
 from edgeopt_wire.index import PackageIndex
@@ -118,6 +119,11 @@ class Publisher:
         with path.open("w+b") as file:
             write_archive(file, {p.relative_to(work).as_posix(): p for p in work.rglob("*") if p.is_file()})
         return publish(path, self.repository, self.keys, now=self.now).index
+
+    def freshen(self) -> bool:
+        """Sign snapshot and timestamp again as of `now`, as the running control plane does."""
+        signers = {role: load_signer(self.keys, role) for role in ("snapshot", "timestamp")}
+        return Repository(self.repository, signers, self.now).freshen()
 
     @property
     def root(self) -> Path:

@@ -21,6 +21,7 @@ from edgeopt_agent.store import Store
 from edgeopt_agent.transports import Transport
 from edgeopt_wire.errors import (
     EdgeoptError,
+    ForgedError,
     RuntimeFailure,
     StoreError,
     TransportError,
@@ -64,6 +65,7 @@ class Installer:
     probe: Callable[[ProbeRequest], Measurement]
     keep: Callable[[str, Measurement], None]
     is_stopping: Callable[[], bool] = lambda: False
+    alarm: Callable[[str, str], None] = lambda model, error: _log.error("%s: %s", model, error)
 
     def __post_init__(self) -> None:
         self._indexes: dict[str, PackageIndex] = {}
@@ -80,6 +82,9 @@ class Installer:
         key = state.candidate.package_sha256 if state.candidate else ""
         try:
             return self._works[effect](state)
+        except ForgedError as error:  # whoever answered lied; another answer may be right
+            self.alarm(state.model, str(error))
+            return Event(Kind.AWAY, error=str(error))
         except (TransportError, StoreError) as error:
             _log.warning("%s: %s is put off: %s", state.model, effect.value, error)
             return Event(Kind.AWAY, error=str(error))

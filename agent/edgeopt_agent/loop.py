@@ -26,12 +26,12 @@ from edgeopt_agent.machine import Effect, Event, Kind, State
 from edgeopt_agent.outbox import Outbox
 from edgeopt_agent.probe import ProbeRequest
 from edgeopt_agent.serve.models import Models
-from edgeopt_agent.store import Store
+from edgeopt_agent.store import DeviceRecord, Store
 from edgeopt_agent.transports import Acknowledged, Inbox, Online, Transport, Wanted
 from edgeopt_agent.trust import Trust
 from edgeopt_wire import __version__
 from edgeopt_wire.document import format_moment, parse_moment, to_json
-from edgeopt_wire.errors import EdgeoptError, StoreError, TransportError
+from edgeopt_wire.errors import EdgeoptError, ForgedError, StoreError, TransportError
 from edgeopt_wire.measurement import Measurement
 from edgeopt_wire.messages import Desired, Phase, Reported, ReportedModel
 
@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 TICK_S = 0.5
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 FAULT_PAUSE_S = 5.0
+ALARM_AGAIN_S = 3600.0
 RESEND_EVENTS_S = 20.0
 """Events that were sent and not acknowledged are sent again after this long."""
 
@@ -87,11 +88,23 @@ class Agent:
         self._unstarted: set[str] = set()
         self._unread: bytes | None = None
         self._unread_pause = _Pause()
+        self.unread_because = ""
+        """Why the newest desired document cannot be followed yet, empty if it is."""
         self._sent_at = float("-inf")
         self._report_due = True
+        self._time_due = False
+        self._alarms: dict[str, tuple[str, float]] = {}
         self._record = store.load_device()
         self.installer = Installer(
-            config, store, transport, trust, models, probe, self._keep, is_stopping=self._stop.is_set
+            config,
+            store,
+            transport,
+            trust,
+            models,
+            probe,
+            self._keep,
+            is_stopping=self._stop.is_set,
+            alarm=self._alarm,
         )
 
     def stop(self) -> None:
@@ -134,6 +147,8 @@ class Agent:
                 message = self._inbox.get_nowait()
         except queue.Empty:
             pass
+        if self._time_due:
+            self._ask_time()
         if self._unread is not None and self._monotonic() >= self._unread_pause.until:
             self._read_desired(self._unread)
         self._do_one()
@@ -153,6 +168,7 @@ class Agent:
             self._read_desired(message.envelope)
         else:
             self._report_due = True
+            self._time_due = True
             self._sent_at = float("-inf")
             for pause in (*self._pauses.values(), self._unread_pause):
                 pause.until = min(pause.until, self._monotonic() + random.uniform(0, 1))
@@ -161,17 +177,26 @@ class Agent:
         try:
             desired = self.trust.open_desired(envelope, self.config.device)
             self._accept(desired, hashlib.sha256(envelope).hexdigest())
+        except ForgedError as error:
+            # the document may be right and the metadata before it forged: only another answer can tell
+            self._unread = envelope
+            self._put_off(self._unread_pause)
+            self.unread_because = str(error)
+            self._alarm("", str(error))
+            return
         except (TransportError, StoreError) as error:
             self._unread = envelope
+            self.unread_because = str(error)
             self._put_off(self._unread_pause)
             _log.warning("a desired document cannot be checked or kept yet: %s", error)
             return
         except EdgeoptError as error:
-            _log.error("a desired document is refused: %s", error)
+            self._alarm("", f"a desired document is refused: {error}")
         self._unread = None
+        self.unread_because = ""
 
     def _accept(self, desired: Desired, digest: str) -> None:
-        record = self._record
+        record = self._since(self._record, self.trust.director_keys)
         if desired.revision < record.revision:
             _log.warning("desired revision %d is older than %d; ignored", desired.revision, record.revision)
             return
@@ -190,15 +215,53 @@ class Agent:
         fresh = replace(
             record, revision=desired.revision, desired_sha256=content, newest_moment=format_moment(newest)
         )
-        if fresh != record:
-            self.store.save_device(fresh)
-            self._record = fresh
+        self._save_record(fresh)
         wanted = {model.name: model for model in desired.models}
         for name in {*wanted, *self.states}:
             self.states.setdefault(name, State(name))
             if name in wanted or self.states[name].desired is not None:
                 self.feed(name, Event(Kind.DESIRED, desired=wanted.get(name)))
         self._report_due = True
+
+    def _since(self, record: DeviceRecord, director: frozenset[str]) -> DeviceRecord:
+        """The record as far as this director goes: another one's revisions start again.
+
+        A thief who signed a revision far ahead would otherwise be obeyed for ever (fast-forward).
+        """
+        same = not record.director or bool(set(record.director) & director)
+        fresh = record if same else replace(record, revision=0, desired_sha256="")
+        return replace(fresh, director=tuple(sorted(director)))
+
+    def _save_record(self, record: DeviceRecord) -> None:
+        if record != self._record:
+            self.store.save_device(record)
+            self._record = record
+
+    def _ask_time(self) -> None:
+        """Once a connection: learn the time from the director, and keep it as the floor of later starts."""
+        self._time_due = False
+        try:
+            moment = self.trust.ask_time()
+            if moment is not None:
+                before = self._record.newest_moment
+                newest = max(moment, parse_moment(before) if before else moment)
+                self._save_record(replace(self._record, newest_moment=format_moment(newest)))
+        except (TransportError, StoreError) as error:
+            _log.warning("the time is not known yet: %s", error)
+        except EdgeoptError as error:
+            self._alarm("", str(error))
+
+    def _alarm(self, model: str, error: str) -> None:
+        """Say that somebody lied: once while the lie stays the same, and again after an hour."""
+        _log.error("%s%s", f"{model}: " if model else "", error)
+        told = self._alarms.get(model)
+        if told is not None and told[0] == error and self._monotonic() - told[1] < ALARM_AGAIN_S:
+            return
+        self._alarms[model] = (error, self._monotonic())
+        try:
+            self.outbox.add("trust", self._now(), {"model": model, "error": error})
+        except StoreError as refused:
+            _log.error("an alarm is not kept: %s", refused)
 
     def feed(self, name: str, event: Event) -> None:
         """Take one step of a model's machine and run its effects in their order."""

@@ -23,7 +23,8 @@ from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.store import Store
 from edgeopt_agent.transports import INBOX_LENGTH, Inbox, Transport
-from edgeopt_agent.trust import Trust, read_root, trusted_now
+from edgeopt_agent.trust import Trust, read_root
+from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire.errors import StoreError
 
 _log = logging.getLogger(__name__)
@@ -36,11 +37,14 @@ def make_agent(config: AgentConfig, store: Store, transport: Transport, inbox: I
         StoreError: The root of trust cannot be read.
         TrustError: The root of trust is none.
     """
-
-    def now() -> datetime:
-        return trusted_now(store.load_device().newest_moment, utc_now)
-
-    trust = Trust(store.folder / "metadata", read_root(Path(config.root)), transport.fetch, now)
+    clock = TrustedClock(utc_now, lambda: store.load_device().newest_moment)
+    trust = Trust(
+        store.folder / "metadata",
+        read_root(Path(config.root)),
+        transport.fetch,
+        clock,
+        needs_time=transport.tells_time,
+    )
     outbox = Outbox(store.folder / "outbox", config.device)
     models = Models(store)
     session = uuid.uuid4().hex
@@ -53,7 +57,7 @@ def make_agent(config: AgentConfig, store: Store, transport: Transport, inbox: I
         outbox=outbox,
         models=models,
         probe=run_probe,
-        now=now,
+        now=clock.now,
         session=session,
     )
 

@@ -39,7 +39,11 @@ SPARE_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True)
 class DeviceRecord:
-    """What concerns the whole device. `director_sha256` digests the newest desired document."""
+    """What concerns the whole device.
+
+    `revision` and `desired_sha256` are of the newest desired document, `director` the ids of the keys that could sign
+    it, `newest_moment` the newest moment seen signed.
+    """
 
     SCHEMA = "edgeopt.device-record/1"
 
@@ -47,6 +51,7 @@ class DeviceRecord:
     desired_sha256: str = ""
     newest_moment: str = ""
     desired: str = ""
+    director: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
 

@@ -1,188 +1,141 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom a device believes: The Update Framework's client (python-tuf) over any transport, and the director's word.
+"""Whom a device believes: the repository's signed metadata, and the director's word.
 
 Rules:
-- The root that the device was given at enrolment is always the start; every later root is signed by the one before.
-- What python-tuf keeps is flushed to the disk after each refresh; it does not do that itself.
-- Dates are judged by trusted time: never before the agent was built, nor before the newest moment seen signed. A board
-  without a battery that wakes in 1970 neither accepts old metadata for ever nor falls behind what it knew.
-- Expired metadata blocks new installations only (a `TransportError`: it may be fresh tomorrow). A wrong signature, a
-  version that went back or a wrong digest is a `TrustError`.
+- Dates are judged by trusted time (`edgeopt_agent.trusted_time`). A device whose clock says nothing, on a transport that
+  can ask, installs nothing new before the director has signed the time for it.
+- The director cannot move time or revisions away: what it signs is never dated after the repository's own timestamp
+  ends, and who counts as the director is signed by the targets role.
+- Expired is a `TransportError`, it may be fresh tomorrow, and stops new installations only. A `ForgedError` is an
+  answer that nobody signed: what runs goes on, and the question is asked again. Any other `TrustError` is final.
+- An index counts only at the path that its own name, version and device class make: a team that may sign its own models
+  cannot offer one of them under another's name.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+import secrets
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from edgeopt_agent.files import disk_error, sync_folder
-from edgeopt_wire.document import from_bytes, parse_json
-from edgeopt_wire.errors import DocumentError, EdgeoptError, StoreError, TransportError, TrustError
-from edgeopt_wire.index import PackageIndex
-from edgeopt_wire.messages import DESIRED_TYPE, MAX_DESIRED_BYTES, Desired
+from edgeopt_agent.director import DIRECTOR_TARGET, Director, read_director
+from edgeopt_agent.signed_view import Fetch, SignedView, open_view
+from edgeopt_agent.trusted_time import TrustedClock
+from edgeopt_wire.document import from_bytes
+from edgeopt_wire.errors import ForgedError, StoreError, TransportError, TrustError
+from edgeopt_wire.index import PackageIndex, target_path
+from edgeopt_wire.messages import DESIRED_TYPE, MAX_DESIRED_BYTES, TIME_TYPE, Desired, SignedTime
 
-_log = logging.getLogger(__name__)
-
-BUILT_AT = datetime(2026, 11, 1, tzinfo=timezone.utc)
-"""No clock that says less is believed."""
-
-DIRECTOR_TARGET = "fleet/director.json"
-DIRECTOR_SCHEMA = "edgeopt.director/1"
-MAX_TARGET_BYTES = 4 * 1024 * 1024
-_BASE = "repository:///"
-
-Fetch = Callable[[str], "bytes | None"]
-"""Gives a file of the repository by its relative name, None if there is none; raises TransportError."""
+MAX_TIME_BYTES = 4096
 
 
 class Trust:
-    """The verified view of one repository. `folder` keeps the metadata between starts."""
+    """The verified view of one repository. `folder` keeps the metadata between starts.
 
-    def __init__(self, folder: Path, root: bytes, fetch: Fetch, now: Callable[[], datetime]) -> None:
+    `needs_time`: nothing new is installed before the time is known; for transports that can ask for it.
+    """
+
+    def __init__(
+        self, folder: Path, root: bytes, fetch: Fetch, clock: TrustedClock, *, needs_time: bool = False
+    ) -> None:
         self._folder = folder
         self._root = root
         self._fetch = fetch
-        self._now = now
+        self._needs_time = needs_time
+        self.clock = clock
+        self.director_keys: frozenset[str] = frozenset()
+        """Ids of the keys that may direct this fleet, as of the newest look."""
+
+    def refresh(self) -> SignedView:
+        """Verify the newest metadata and return the view of it.
+
+        Raises:
+            ForgedError: It is not what was signed, or older than what was seen.
+            TransportError: The repository cannot be reached, or its metadata has expired.
+        """
+        return open_view(self._folder, self._root, self._fetch, self.clock.now())
 
     def find_index(self, target: str) -> PackageIndex:
         """Return the verified index at a target path.
 
         Raises:
-            TrustError: The metadata or the index is not what was signed, or there is no such target.
-            TransportError: The repository cannot be reached, or its metadata has expired.
+            ForgedError: What came is not what was signed.
+            TrustError: There is no such target, or it speaks of another package.
+            TransportError: The repository cannot be reached, its metadata has expired, or the time is not known.
         """
-        return from_bytes(PackageIndex, self._target(target))
+        if self._needs_time and not self.clock.is_known and self.ask_time() is None:
+            raise TransportError(
+                "this device's clock says nothing believable and nobody signed the time for it; what runs goes on, "
+                "nothing new is installed until one of them does"
+            )
+        index = from_bytes(PackageIndex, self.refresh().read(target))
+        own = target_path(index.name, index.version, index.device)
+        if target != own:
+            raise TrustError(f"{target} holds the index of another package, whose place is {own}")
+        return index
 
     def list_targets(self) -> dict[str, int]:
         """Every signed target's path with its length, for an operator who installs from a folder."""
-        updater = self._refreshed()
-        # python-tuf offers look-ups by name only; the verified targets are in its set of trusted metadata
-        targets = updater._trusted_set["targets"].targets  # noqa: SLF001
-        return {path: info.length for path, info in targets.items()}
+        return self.refresh().targets()
 
     def open_desired(self, envelope: bytes, device: str) -> Desired:
         """Return the desired document in a DSSE envelope that the published director signed for this device.
 
         Raises:
-            TrustError: A wrong signature, another device's document, or an expired one.
-            TransportError: The director's keys cannot be verified now.
+            ForgedError: It is not signed by the director, or the director's keys are not what was signed.
+            TrustError: No envelope, or another device's document.
+            TransportError: The director's keys cannot be verified now, or the document has expired.
         """
-        from securesystemslib.dsse import Envelope
-        from securesystemslib.exceptions import FormatError, VerificationError
-
         if len(envelope) > MAX_DESIRED_BYTES:
             raise TrustError(
                 f"a desired document of {len(envelope)} bytes, at most {MAX_DESIRED_BYTES} are read"
             )
-        try:
-            found = Envelope.from_dict(parse_json(envelope, "desired envelope"))
-        except (KeyError, ValueError, TypeError, AttributeError, FormatError) as error:
-            raise TrustError(f"the desired document has no readable envelope: {error}") from error
-        keys, threshold = self._director()
-        try:
-            found.verify(keys, threshold)
-        except (VerificationError, ValueError) as error:
-            raise TrustError("the desired document is not signed by this fleet's director") from error
-        if found.payload_type != DESIRED_TYPE:
-            raise TrustError(f"the director signed {found.payload_type}, expected {DESIRED_TYPE}")
-        desired = from_bytes(Desired, found.payload)
+        director, until = self._director()
+        desired = from_bytes(Desired, director.open(envelope, DESIRED_TYPE, "desired document"))
         if desired.device != device:
             raise TrustError(f"the desired document is for {desired.device}, this device is {device}")
-        if desired.expires_at < self._now():
-            raise TrustError(f"the desired document expired at {desired.expires_at:%Y-%m-%d %H:%M} UTC")
+        _check_moment(desired.issued_at, until, "desired document")
+        if desired.expires_at < self.clock.now():
+            raise TransportError(
+                f"the desired document expired at {desired.expires_at:%Y-%m-%d %H:%M} UTC; the control plane signs "
+                "another before that, unless it is away or this device's clock is wrong"
+            )
         return desired
 
-    def _director(self) -> tuple[list[Any], int]:
-        from securesystemslib.exceptions import FormatError
-        from securesystemslib.signer import Key
+    def ask_time(self) -> datetime | None:
+        """Ask the director for the time and learn it; None where this transport or control plane has no answer.
 
-        document = parse_json(self._target(DIRECTOR_TARGET), "director keys")
-        try:
-            if document["schema"] != DIRECTOR_SCHEMA:
-                raise DocumentError(f"expected schema {DIRECTOR_SCHEMA}, found {document['schema']!r}")
-            keys = [Key.from_dict(keyid, dict(value)) for keyid, value in document["keys"].items()]
-            return keys, int(document["threshold"])
-        except (KeyError, ValueError, TypeError, AttributeError, FormatError) as error:
-            raise TrustError(f"{DIRECTOR_TARGET} is signed and cannot be read: {error}") from error
+        Raises:
+            ForgedError: The answer is not the director's, or to another question.
+            TransportError: Nobody can be asked now.
+        """
+        nonce = secrets.token_hex(16)
+        answer = self._fetch(f"time/{nonce}", MAX_TIME_BYTES)
+        if answer is None:
+            return None
+        director, until = self._director()
+        signed = from_bytes(SignedTime, director.open(answer, TIME_TYPE, "signed time"))
+        if signed.nonce != nonce:
+            raise ForgedError("the signed time answers another question than the one that was asked")
+        _check_moment(signed.moment, until, "signed time")
+        self.clock.learn(signed.moment)
+        return signed.moment
 
-    def _target(self, path: str) -> bytes:
-        from tuf.api.exceptions import DownloadError, RepositoryError
-
-        updater = self._refreshed()
-        temporary = self._folder / "target.part"
-        try:
-            info = updater.get_targetinfo(path)
-            if info is None:
-                raise TrustError(f"the signed metadata lists no {path}")
-            if info.length > MAX_TARGET_BYTES:
-                raise TrustError(
-                    f"{path} is said to have {info.length} bytes, at most {MAX_TARGET_BYTES} are read"
-                )
-            updater.download_target(info, str(temporary))
-            return temporary.read_bytes()
-        except RepositoryError as error:
-            raise TrustError(f"{path} is not what was signed: {error}") from error
-        except DownloadError as error:
-            raise _away(path, error) from error
-        except OSError as error:
-            raise disk_error(f"cannot keep {path}", error) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _refreshed(self) -> Any:
-        """A python-tuf updater whose metadata is verified and new."""
-        from tuf.api.exceptions import DownloadError, ExpiredMetadataError, RepositoryError
-        from tuf.ngclient.updater import Updater
-
-        try:
-            updater = Updater(
-                str(self._folder),
-                f"{_BASE}metadata/",
-                str(self._folder),
-                f"{_BASE}targets/",
-                fetcher=_fetcher(self._fetch),
-                bootstrap=self._root,
-            )
-            updater._trusted_set.reference_time = self._now()  # noqa: SLF001 - the only place where it can be set
-            updater.refresh()
-        except ExpiredMetadataError as error:
-            raise TransportError(
-                f"the repository's metadata has expired ({error}); what runs goes on, nothing new is installed until "
-                "fresh metadata is published"
-            ) from error
-        except RepositoryError as error:
-            raise TrustError(f"the repository's metadata is refused: {error}") from error
-        except DownloadError as error:
-            raise _away("the metadata", error) from error
-        except OSError as error:
-            raise disk_error("cannot keep metadata", error) from error
-        self._flush()
-        return updater
-
-    def _flush(self) -> None:
-        try:
-            for path in self._folder.rglob("*.json"):
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-            for path in (self._folder, *(entry for entry in self._folder.rglob("*") if entry.is_dir())):
-                sync_folder(path)
-        except OSError as error:
-            raise disk_error("cannot flush metadata", error) from error
+    def _director(self) -> tuple[Director, datetime]:
+        """Who directs, and until when the repository's newest word counts."""
+        view = self.refresh()
+        director = read_director(view.read(DIRECTOR_TARGET))
+        self.director_keys = frozenset(director.keys)
+        return director, view.until
 
 
-def trusted_now(newest_seen: str, clock: Callable[[], datetime]) -> datetime:
-    """The newest of the clock, the moment the agent was built and the newest moment seen signed."""
-    from edgeopt_wire.document import parse_moment
-
-    return max(clock(), BUILT_AT, parse_moment(newest_seen) if newest_seen else BUILT_AT)
+def _check_moment(moment: datetime, until: datetime, what: str) -> None:
+    if moment > until:
+        raise ForgedError(
+            f"the {what} is dated {moment:%Y-%m-%d %H:%M} UTC, after the end of the repository's newest timestamp "
+            f"({until:%Y-%m-%d %H:%M}); a device does not follow the director that far"
+        )
 
 
 def read_root(path: Path) -> bytes:
@@ -204,28 +157,3 @@ def read_root(path: Path) -> bytes:
     except (ValueError, KeyError, TypeError) as error:
         raise TrustError(f"{path} is no root of trust: {error}") from error
     return raw
-
-
-def _fetcher(fetch: Fetch) -> Any:
-    from tuf.api.exceptions import DownloadHTTPError
-    from tuf.ngclient.fetcher import FetcherInterface
-
-    class TransportFetcher(FetcherInterface):
-        """python-tuf's one seam for bytes, on top of a transport."""
-
-        def _fetch(self, url: str) -> Iterator[bytes]:
-            content = fetch(url.removeprefix(_BASE))
-            if content is None:
-                raise DownloadHTTPError(f"there is no {url}", 404)
-            return iter([content])
-
-    return TransportFetcher()
-
-
-def _away(what: str, error: Exception) -> EdgeoptError:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, EdgeoptError):
-            return cause
-        cause = cause.__cause__
-    return TransportError(f"cannot fetch {what}: {error}")

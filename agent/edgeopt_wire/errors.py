@@ -21,6 +21,10 @@ class TrustError(EdgeoptError):
     """Someone lied, or a key is old: a signature, a digest or a document is not what it claims to be."""
 
 
+class ForgedError(TrustError):
+    """An answer that nobody signed, or an old one repeated: whoever sent it lied, and another answer may be right."""
+
+
 class TransportError(EdgeoptError):
     """The other side cannot be reached now; trying later may help."""
 

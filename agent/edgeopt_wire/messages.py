@@ -19,6 +19,9 @@ from edgeopt_wire.manifest import check_digest, check_name
 DESIRED_TYPE = "application/vnd.edgeopt.desired+json"
 """DSSE payload type of a signed `Desired`."""
 
+TIME_TYPE = "application/vnd.edgeopt.time+json"
+"""DSSE payload type of a `SignedTime`."""
+
 MAX_DESIRED_BYTES = 64 * 1024
 MAX_META_PAGE_BYTES = 64 * 1024
 
@@ -178,7 +181,7 @@ class PullRefused:
 class MetaRequest:
     """A device asks for signed metadata or a small target by name, from `offset` on.
 
-    `name` is `metadata/<file>` or `targets/<path>` as in the repository.
+    `name` is `metadata/<file>` or `targets/<path>` as in the repository, or `time/<nonce>` for a `SignedTime`.
     """
 
     SCHEMA = "edgeopt.meta-request/1"
@@ -199,3 +202,20 @@ class MetaReply:
     offset: int = 0
     total_bytes: int = 0
     data: str = ""
+
+
+@dataclass(frozen=True)
+class SignedTime:
+    """What time it is, signed by the director for one question: `nonce` is 32 hexadecimal digits of the device's.
+
+    Travels in a DSSE envelope as the answer to a `MetaRequest`.
+    """
+
+    SCHEMA = "edgeopt.time/1"
+
+    nonce: str
+    moment: datetime
+
+    def __post_init__(self) -> None:
+        if len(self.nonce) != 32 or not set(self.nonce) <= set("0123456789abcdef"):
+            raise ValueError(f"a nonce is 32 hexadecimal digits, found {self.nonce!r}")

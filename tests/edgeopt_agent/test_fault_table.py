@@ -28,6 +28,7 @@ from edgeopt_agent.store import Store
 from edgeopt_agent.transports import Inbox
 from edgeopt_agent.transports.memory import MemoryTransport
 from edgeopt_agent.trust import Trust
+from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire.manifest import Compatible
 from edgeopt_wire.measurement import Conditions, Measurement, Timing
 from edgeopt_wire.messages import Phase
@@ -68,7 +69,10 @@ class World:
             self.transport,
             inbox,
             trust=Trust(
-                store.folder / "metadata", self.publisher.root.read_bytes(), self.transport.fetch, now
+                store.folder / "metadata",
+                self.publisher.root.read_bytes(),
+                self.transport.fetch,
+                TrustedClock(now),
             ),
             outbox=Outbox(store.folder / "outbox", "d1"),
             models=Models(store),
@@ -284,16 +288,17 @@ def test_flipped_byte_in_a_chunk_is_never_kept_and_only_that_chunk_comes_again(w
     assert world.serves() == "2"
 
 
-def test_forged_metadata_fails_the_installation_and_another_rollout_succeeds(world: World) -> None:
+def test_forged_metadata_raises_an_alarm_and_installs_when_the_honest_answer_is_back(world: World) -> None:
     index_name = next(name for name in world.transport.files if name.startswith("targets/models/tiny/2/"))
     good = world.transport.files[index_name]
     world.transport.files[index_name] = good.replace(b'"version":"2"', b'"version":"3"')
     world.want("2", rollout="first")
     world.run()
-    assert (world.serves(), world.state.phase) == ("1", Phase.FAILED)
-    assert world.transport.reports[-1].models[0].error
+    assert (world.serves(), world.state.phase) == ("1", Phase.RESOLVING)
+    assert "not what was signed" in world.transport.reports[-1].models[0].error
+    alarms = [e.body for batch in world.transport.batches for e in batch.events if e.kind == "trust"]
+    assert [body["model"] for body in alarms[:1]] == ["tiny"]
     world.transport.files[index_name] = good
-    world.want("2", rollout="second")
     world.run()
     assert world.serves() == "2"
 

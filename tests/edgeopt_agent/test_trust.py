@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from edgeopt_agent.trust import BUILT_AT, Trust, read_root, trusted_now
+from edgeopt_agent.trust import Trust, read_root
+from edgeopt_agent.trusted_time import BUILT_AT, TrustedClock
 from edgeopt_wire.document import format_moment
 from edgeopt_wire.errors import StoreError, TransportError, TrustError
 from edgeopt_wire.messages import MAX_DESIRED_BYTES
@@ -26,9 +27,9 @@ class Device:
         self.files: dict[str, bytes] = publisher.files()
         self.now: datetime = publisher.now
         self.asked: list[str] = []
-        self.trust = Trust(folder, publisher.root.read_bytes(), self.fetch, lambda: self.now)
+        self.trust = Trust(folder, publisher.root.read_bytes(), self.fetch, TrustedClock(lambda: self.now))
 
-    def fetch(self, name: str) -> bytes | None:
+    def fetch(self, name: str, max_bytes: int = 0) -> bytes | None:
         self.asked.append(name)
         return self.files.get(name)
 
@@ -86,7 +87,7 @@ def test_expired_metadata_waits_for_fresh_metadata(device: Device) -> None:
 
 
 def test_network_that_is_away_is_no_lie(device: Device) -> None:
-    def away(_: str) -> bytes | None:
+    def away(_: str, limit: int) -> bytes | None:
         raise TransportError("no network")
 
     device.trust._fetch = away
@@ -120,7 +121,7 @@ def test_desired_document_of_another_device_is_refused(device: Device, publisher
 
 def test_expired_desired_document_is_refused(device: Device, publisher: Publisher) -> None:
     device.now += timedelta(hours=2)
-    with pytest.raises(TrustError, match="expired"):
+    with pytest.raises(TransportError, match="expired"):
         device.trust.open_desired(publisher.desire(1, "1", lifetime=timedelta(hours=1)), "d1")
 
 
@@ -147,8 +148,8 @@ def test_garbage_is_refused_with_our_own_error(device: Device, garbage: bytes) -
 def test_clock_never_runs_behind_what_was_seen_signed(publisher: Publisher) -> None:
     in_1970 = datetime.fromtimestamp(0, tz=publisher.now.tzinfo)
     seen = format_moment(publisher.now)
-    assert trusted_now("", lambda: in_1970) == BUILT_AT
-    assert trusted_now(seen, lambda: in_1970) == publisher.now
+    assert TrustedClock(lambda: in_1970).now() == BUILT_AT
+    assert TrustedClock(lambda: in_1970, lambda: seen).now() == publisher.now
 
 
 def test_root_that_is_missing_or_none_is_said(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from edgeopt_wire.manifest import Compatible, FileEntry, Manifest, Provenance, Q
 from edgeopt_wire.measurement import Conditions, Measurement, Thermal, Timing
 from edgeopt_wire.messages import (
     Ack, Desired, DesiredModel, Event, EventBatch, MetaReply, MetaRequest, Phase, Presence, Pull, PullRefused,
-    Reported, ReportedModel,
+    Reported, ReportedModel, SignedTime,
 )
 from edgeopt_wire.tensor import Affine, TensorSpec
 
@@ -81,6 +81,7 @@ VALUES = {
     "pull-refused": PullRefused("9d" * 32, "this device has no rollout of it"),
     "meta-request": MetaRequest("17", "metadata/timestamp.json", 65_536),
     "meta-reply": MetaReply("17", True, 65_536, 65_538, "e30="),
+    "time": SignedTime("0123456789abcdef" * 2, AT),
     "index": PackageIndex(
         "efficientnet-lite0", "1.2", "raspberry-pi-5", COMPATIBLE, 150_000, "ac" * 32, 65_536,
         ("bb" * 32, "cc" * 32, "dd" * 32), {"from_the_future": None},

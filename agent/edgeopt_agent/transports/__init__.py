@@ -48,22 +48,31 @@ class Online:
 Message = Wanted | Acknowledged | Online
 Inbox: TypeAlias = "queue.Queue[Message]"
 
+MAX_FILE_BYTES = 8 * 1024 * 1024
+"""More than any metadata file or small target may have."""
+
 INBOX_LENGTH = 100
 """More waiting messages than this are dropped: desired documents are retained and events are sent again."""
 
 
 class Transport(Protocol):
-    """One way to the control plane, or to a folder that stands in for it."""
+    """One way to the control plane, or to a folder that stands in for it.
+
+    `tells_time`: a control plane is at the other end, which can be asked for signed time.
+    """
+
+    tells_time: bool
 
     def start(self) -> None:
         """Begin to connect; returns at once. Messages go into the inbox."""
         ...
 
-    def fetch(self, name: str) -> bytes | None:
-        """Return a metadata or target file of the repository, None if there is none.
+    def fetch(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes | None:
+        """Return a metadata or target file of the repository (or `time/<nonce>`), None if there is none.
 
         Raises:
-            TransportError: The other side cannot be reached now.
+            ForgedError: It goes on after `max_bytes`.
+            TransportError: The other side cannot be reached now, or is too slow.
         """
         ...
 

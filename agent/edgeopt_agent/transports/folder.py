@@ -6,17 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from edgeopt_agent.transports import MAX_FILE_BYTES
 from edgeopt_wire.archive import safe_path
-from edgeopt_wire.errors import DocumentError, TransportError
+from edgeopt_wire.errors import DocumentError, ForgedError, TransportError
 from edgeopt_wire.index import PackageIndex
 from edgeopt_wire.messages import EventBatch, Reported
-
-MAX_FILE_BYTES = 8 * 1024 * 1024
-"""More than any metadata file may have; python-tuf's own limits are below."""
 
 
 class FolderTransport:
     """Reads `metadata/`, `targets/` and `blobs/` below a folder."""
+
+    tells_time = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -24,11 +24,12 @@ class FolderTransport:
     def start(self) -> None:
         """Nothing to connect to."""
 
-    def fetch(self, name: str) -> bytes | None:
+    def fetch(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes | None:
         """Return a file, None if there is none.
 
         Raises:
-            TransportError: The folder is gone, or the file is larger than any metadata.
+            ForgedError: The file is larger than it may be.
+            TransportError: The folder is gone, or the file cannot be read.
         """
         if not self.folder.is_dir():
             raise TransportError(f"{self.folder} is not here; is the stick plugged in?")
@@ -38,13 +39,13 @@ class FolderTransport:
             return None
         try:
             with path.open("rb") as file:
-                content = file.read(MAX_FILE_BYTES + 1)
+                content = file.read(max_bytes + 1)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
         except OSError as error:
             raise TransportError(f"cannot read {path}: {error.strerror}") from error
-        if len(content) > MAX_FILE_BYTES:
-            raise TransportError(f"{path} is larger than {MAX_FILE_BYTES} bytes; it is no metadata")
+        if len(content) > max_bytes:
+            raise ForgedError(f"{path} is larger than {max_bytes} bytes; it is not what it says")
         return content
 
     def pull(self, index: PackageIndex, missing: Sequence[int], keep: Callable[[int, bytes], bool]) -> None:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from edgeopt_agent.transports import Acknowledged, Inbox, Online, Wanted
-from edgeopt_wire.errors import TransportError
+from edgeopt_agent.transports import MAX_FILE_BYTES, Acknowledged, Inbox, Online, Wanted
+from edgeopt_wire.errors import ForgedError, TransportError
 from edgeopt_wire.index import PackageIndex
 from edgeopt_wire.messages import Ack, EventBatch, Reported
 
@@ -24,6 +24,7 @@ class MemoryTransport:
     reports: list[Reported] = field(default_factory=list)
     batches: list[EventBatch] = field(default_factory=list)
     pulled: list[int] = field(default_factory=list)
+    tells_time: bool = False
 
     def start(self) -> None:
         """Be there."""
@@ -38,10 +39,13 @@ class MemoryTransport:
         self.files.update(files)
         self.blobs.update(blobs)
 
-    def fetch(self, name: str) -> bytes | None:
+    def fetch(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes | None:
         """Return a file, or None."""
         self._check()
-        return self.files.get(name)
+        content = self.files.get(name)
+        if content is not None and len(content) > max_bytes:
+            raise ForgedError(f"{name} has {len(content)} bytes, at most {max_bytes} are read")
+        return content
 
     def pull(self, index: PackageIndex, missing: Sequence[int], keep: Callable[[int, bytes], bool]) -> None:
         """Hand over chunks; a chunk that is not kept ends the pull."""

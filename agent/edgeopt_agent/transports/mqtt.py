@@ -26,10 +26,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeopt_agent.transports import Acknowledged, Identity, Inbox, Message, Online, Wanted
+from edgeopt_agent.transports import MAX_FILE_BYTES, Acknowledged, Identity, Inbox, Message, Online, Wanted
 from edgeopt_wire import topics
 from edgeopt_wire.document import from_bytes, to_bytes
-from edgeopt_wire.errors import DocumentError, RecipeError, TransportError
+from edgeopt_wire.errors import DocumentError, ForgedError, RecipeError, TransportError
 from edgeopt_wire.index import PackageIndex
 from edgeopt_wire.messages import (
     MAX_META_PAGE_BYTES,
@@ -52,7 +52,9 @@ SETTLED_S = 60.0
 REPLY_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 15.0
 ANSWERS_LENGTH = 512
-MAX_META_BYTES = 8 * 1024 * 1024
+GRACE_S = 30.0
+MIN_BYTES_PER_S = 1024
+"""Less than this after the grace is slow retrieval (a GPRS modem gives 4 kB/s)."""
 FIRST_WINDOW, MAX_WINDOW = 4, 32
 CHUNK_TIMEOUT_S = 5.0
 """Silence after which what is missing of the window is asked for again."""
@@ -84,6 +86,8 @@ class MqttOptions:
 class MqttTransport:
     """One device on one broker."""
 
+    tells_time = True
+
     def __init__(self, options: MqttOptions, identity: Identity, inbox: Inbox) -> None:
         self._options = options
         self._identity = identity
@@ -101,9 +105,10 @@ class MqttTransport:
         """Begin to connect in the background."""
         self._thread.start()
 
-    def fetch(self, name: str) -> bytes | None:
+    def fetch(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes | None:
         """Ask for a file page by page; every page has its own request and an explicit answer."""
         content = bytearray()
+        started = time.monotonic()
         while True:
             reply = self._ask_page(name, len(content))
             if not reply.found:
@@ -113,21 +118,25 @@ class MqttTransport:
             except (binascii.Error, ValueError) as error:
                 raise TransportError(f"the answer for {name} is not base64") from error
             content += page
-            if reply.total_bytes > MAX_META_BYTES or len(content) > reply.total_bytes:
-                raise TransportError(f"{name} is said to have {reply.total_bytes} bytes; that is no metadata")
+            if reply.total_bytes > max_bytes or len(content) > reply.total_bytes:
+                raise ForgedError(
+                    f"{name} is said to have {reply.total_bytes} bytes and goes on; at most {max_bytes} are read"
+                )
             if len(content) == reply.total_bytes:
                 return bytes(content)
             if not page:
                 raise TransportError(
                     f"the answer for {name} stopped at {len(content)} of {reply.total_bytes} bytes"
                 )
+            _check_rate(name, len(content), time.monotonic() - started)
 
     def pull(self, index: PackageIndex, missing: Sequence[int], keep: Callable[[int, bytes], bool]) -> None:
         """Ask for chunks in a window that grows while they come and is halved by silence."""
         self._require_online()
         waiting = list(missing)
         asked: set[int] = set()
-        window, silent, wrong = FIRST_WINDOW, 0, 0
+        window, silent, wrong, kept = FIRST_WINDOW, 0, 0, 0
+        started = time.monotonic()
         self._drain()
         while waiting or asked:
             while waiting and len(asked) < window:
@@ -135,6 +144,7 @@ class MqttTransport:
                 del waiting[: len(fresh)]
                 asked.update(fresh)
                 self._request(index, fresh)
+            _check_rate(f"the package {index.sha256[:12]}", kept, time.monotonic() - started)
             number, chunk = self._next_chunk(index)
             if number is None:
                 silent += 1
@@ -149,6 +159,7 @@ class MqttTransport:
                 silent = 0
                 asked.discard(number)
                 if keep(number, chunk):
+                    kept += len(chunk)
                     window = min(MAX_WINDOW, window + 1)
                 else:
                     _log.warning(
@@ -371,6 +382,15 @@ def _refusal(payload: bytes, index: PackageIndex) -> str:
         _log.warning("a refusal is ignored: %s", error)
         return ""
     return (refused.reason or "no reason given") if refused.sha256 == index.sha256 else ""
+
+
+def _check_rate(what: str, size_bytes: int, seconds: float) -> None:
+    """Slow retrieval: a source that only trickles would otherwise hold the device for as long as it likes."""
+    if seconds > GRACE_S and size_bytes < MIN_BYTES_PER_S * seconds:
+        raise TransportError(
+            f"{what} comes too slowly: {size_bytes} bytes in {seconds:.0f} s, at least {MIN_BYTES_PER_S} a second are "
+            "expected; what came is kept where it was verified, later again"
+        )
 
 
 def _runs(numbers: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -23,7 +23,17 @@ from edgeopt_wire.document import from_json, to_bytes, to_json
 from edgeopt_wire.errors import DocumentError, RecipeError
 from edgeopt_wire.index import PackageIndex
 from edgeopt_wire.measurement import Measurement
-from edgeopt_wire.messages import DESIRED_TYPE, Ack, Desired, DesiredModel, EventBatch, Presence, Reported
+from edgeopt_wire.messages import (
+    DESIRED_TYPE,
+    TIME_TYPE,
+    Ack,
+    Desired,
+    DesiredModel,
+    EventBatch,
+    Presence,
+    Reported,
+    SignedTime,
+)
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
@@ -161,6 +171,22 @@ class Control:
                 models=tuple(from_json(DesiredModel, entry) for entry in device.desired["models"]),
             )
         envelope = Envelope(to_bytes(desired), DESIRED_TYPE, {})
+        envelope.sign(self._director)
+        return json.dumps(envelope.to_dict(), sort_keys=True, separators=(",", ":")).encode()
+
+    def signed_time(self, nonce: str) -> bytes:
+        """What time it is, signed for a device's question (a DSSE envelope).
+
+        Raises:
+            DocumentError: That is no nonce.
+        """
+        from securesystemslib.dsse import Envelope
+
+        try:
+            answer = SignedTime(nonce, self._clock())
+        except ValueError as error:
+            raise DocumentError(str(error)) from error
+        envelope = Envelope(to_bytes(answer), TIME_TYPE, {})
         envelope.sign(self._director)
         return json.dumps(envelope.to_dict(), sort_keys=True, separators=(",", ":")).encode()
 

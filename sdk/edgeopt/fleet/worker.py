@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import base64
 import logging
 import queue
 import socket
@@ -27,7 +28,7 @@ from edgeopt.fleet.control import Control
 from edgeopt_wire import topics
 from edgeopt_wire.document import from_bytes, to_bytes
 from edgeopt_wire.errors import DocumentError, EdgeoptError, TransportError
-from edgeopt_wire.messages import EventBatch, MetaRequest, Presence, Pull, PullRefused, Reported
+from edgeopt_wire.messages import EventBatch, MetaReply, MetaRequest, Presence, Pull, PullRefused, Reported
 
 _log = logging.getLogger(__name__)
 
@@ -224,6 +225,11 @@ class Worker:
 
     def _meta(self, device: str, payload: bytes) -> None:
         request = from_bytes(MetaRequest, payload)
+        if request.name.startswith("time/"):
+            signed = self._control.signed_time(request.name.removeprefix("time/"))
+            text = base64.b64encode(signed).decode("ascii")
+            self._send(device, "meta-reply", to_bytes(MetaReply(request.id, True, 0, len(signed), text)))
+            return
         self._send(device, "meta-reply", to_bytes(self._control.catalog.answer(request)))
 
     def _send(self, device: str, what: str, payload: bytes, *, retain: bool = False) -> None:
