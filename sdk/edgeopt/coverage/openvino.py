@@ -14,14 +14,15 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.coverage import Arithmetic, Coverage, Left, Step, tally
 from edgeopt.coverage._openvino_causes import why
+from edgeopt.coverage._openvino_source import Source
 from edgeopt.coverage._products import is_product
 from edgeopt_wire.errors import RuntimeFailure
 
@@ -38,7 +39,6 @@ _MOVES = frozenset({
 _PRODUCTS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul", "RNNCell", "RNNSeq"})
 _GENERATED = "Subgraph"
 _BODIES = frozenset({"If", "Loop", "TensorIterator"})
-_CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _NARROW = frozenset({"u8", "i8", "u4", "i4"})
 
 
@@ -52,7 +52,7 @@ def read(
     """
     from edgeopt_agent.runtimes import openvino as runtime
 
-    graph = _Graph(_compiled(file, sample), _Source.of(file, reference))
+    graph = _Graph(_compiled(file, sample), Source.of(file, reference))
     steps = [step for node in graph.nodes for step in _steps(graph, node)]
     conversions = sum(_is_conversion(graph, node) for node in graph.nodes)
     bodies = sum(node.type in _BODIES for node in graph.nodes)
@@ -92,55 +92,10 @@ class _Node:
         return tuple(node for node in self.inputs if node.is_constant and _is_matrix(node.output))
 
 
-@dataclass
-class _Source:
-    """The operators of the file by name, and by the tensors that they make."""
-
-    program: Any
-    reference: Mapping[str, str]
-    operators: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, file: Path, reference: Path | None) -> _Source:
-        """Read the file, and how another calls the same tensors."""
-        names = {}
-        if reference is not None:
-            graph = _load(reference).graph
-            names = {name: node.name for node in graph.node for name in node.output if node.name}
-        return cls(_load(file), names)
-
-    def __post_init__(self) -> None:
-        for node in self.program.graph.node:
-            self.operators.update(dict.fromkeys(node.output, node))
-        self.operators.update({node.name: node for node in self.program.graph.node if node.name})
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether anything in the file is an integer that stands for a real number."""
-        return any(node.op_type in _CONVERSIONS for node in self.program.graph.node)
-
-    def merged(self, node: _Node) -> list[Any]:
-        """The operators of the file that a node was made of, without quantization."""
-        return [operator for operator in self._behind(node) if operator.op_type not in _CONVERSIONS]
-
-    def quantizes(self, node: _Node) -> bool:
-        """Whether a QuantizeLinear was merged into a node."""
-        return any(operator.op_type == "QuantizeLinear" for operator in self._behind(node))
-
-    def _behind(self, node: _Node) -> list[Any]:
-        names = (name for given in node.merged for name in _shortened(given))
-        return list({id(found): found for name in names if (found := self.operators.get(name))}.values())
-
-    def label(self, operator: Any) -> str:
-        """What the reference calls an operator, or the file."""
-        output = next(iter(operator.output), "")
-        return self.reference.get(output, operator.name or output)
-
-
 class _Graph:
     """The graph that runs, in its order."""
 
-    def __init__(self, model: Any, source: _Source) -> None:
+    def __init__(self, model: Any, source: Source) -> None:
         self.source = source
         known: dict[str, _Node] = {}
         self.nodes: list[_Node] = []
@@ -150,16 +105,6 @@ class _Graph:
             known[entry.get_friendly_name()] = node
             if node.type not in _EDGES and not node.is_constant:
                 self.nodes.append(node)
-
-
-def _load(file: Path) -> Any:
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        return onnx.load(file, load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise RuntimeFailure(f"cannot read {file.name}: {error}") from error
 
 
 def _compiled(file: Path, sample: Mapping[str, np.ndarray] | None) -> Any:
@@ -206,14 +151,6 @@ def _sizes(port: Any) -> tuple[int, ...]:
     return tuple(shape.to_shape()) if shape.is_static else ()
 
 
-def _shortened(name: str) -> Iterator[str]:
-    """A name as the file may have it: what OpenVINO makes of an operator is called NAME/WHAT."""
-    yield name
-    while "/" in name:
-        name = name.rpartition("/")[0]
-        yield name
-
-
 def _is_float(dtype: str) -> bool:
     return dtype.startswith(("f", "bf"))
 
@@ -224,7 +161,7 @@ def _is_conversion(graph: _Graph, node: _Node) -> bool:
             any(_is_float(node.reads) != _is_float(dtype) for dtype in node.writes) and prod(node.output) > 1
         )
     is_own = node.type not in _MOVES | _PRODUCTS | _BODIES
-    return is_own and not graph.source.merged(node) and _quantizes(node)
+    return is_own and not graph.source.merged(node.merged) and _quantizes(node)
 
 
 def _quantizes(node: _Node) -> bool:
@@ -236,7 +173,7 @@ def _steps(graph: _Graph, node: _Node) -> list[Step]:
     """What a node computes: nothing, one operator, or several products."""
     if node.type in _MOVES | _BODIES or _is_conversion(graph, node):
         return []
-    merged = graph.source.merged(node)
+    merged = graph.source.merged(node.merged)
     products = [operator for operator in merged if is_product(operator.op_type)]
     if node.type == _GENERATED and products:
         return _generated(graph, node, products)
@@ -251,7 +188,7 @@ def _steps(graph: _Graph, node: _Node) -> list[Step]:
 def _generated(graph: _Graph, node: _Node, products: Sequence[Any]) -> list[Step]:
     """The products inside a generated kernel, each judged by its own weights where there are as many of them."""
     weights, rows = node.weights, prod(node.output[:-1])
-    is_fed = node.reads in _NARROW or graph.source.quantizes(node)
+    is_fed = node.reads in _NARROW or graph.source.quantizes(node.merged)
     narrow = [is_fed and given.writes[0] in _NARROW for given in weights]
     macs: list[int | None] = [rows * prod(given.output) or None for given in weights]
     if len(weights) != len(products):
