@@ -36,8 +36,9 @@ def main() -> None:
         error = f"{type(reason).__name__}: {' '.join(str(reason).split())[:300]}"
     seconds = time.perf_counter() - start
     outcome = Outcome(
-        file, error, seconds, stages=_stages(work), base_bytes=base, peak_bytes=_peak(), versions=_versions()
-    )
+        file, error, seconds, cpu_s=_cpu_seconds(), stages=_stages(work), base_bytes=base, peak_bytes=_peak(),
+        versions=_versions(),
+    )  # fmt: skip
     outcome.save(Path(work.target) / "outcome.json")
 
 
@@ -51,6 +52,11 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _cpu_seconds() -> float:
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+
+
 def _versions() -> dict[str, str]:
     names = (
         "onnxruntime",
@@ -61,6 +67,8 @@ def _versions() -> dict[str, str]:
         "olive-ai",
         "edgeopt",
         "litert-torch",
+        "executorch",
+        "openvino",
     )
     found = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     return {name: found[name] for name in names if name in found}

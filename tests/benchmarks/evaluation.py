@@ -56,13 +56,13 @@ class Evaluation:
         rows |= {name: rows[name][frame] for name in self.about.steps}
         return {name: np.asarray(row, order="C") for name, row in rows.items()}
 
-    def outputs(self, file: Path) -> Outputs:
-        """What a file says of every sample, on one thread."""
+    def outputs(self, file: Path, runtime: str = "") -> Outputs:
+        """What a file says of every sample, on one thread of its runtime, or of the one that is named."""
         import numpy as np
 
         from edgeopt.evaluate.outputs import Outputs
 
-        run = open_file(file, 1)
+        run = open_file(file, 1, runtime)
         arrays: dict[str, np.ndarray] = {}
         for number in range(len(self)):
             found = [self._recording(run, number)] if self.about.loops else run(self.sample(number))

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Letting one peer quantize one model in a process of its own, once: what it made is kept by what went in."""
+"""Letting one peer quantize one model in a process of its own, once: what it made is kept by what went in.
+
+What it refused is kept as well; a process that died or took too long is started anew. Quantizers run one after another,
+each with the whole machine, and are told to take one thread where they ask OpenMP.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +16,30 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import peers
 from environments import REQUIREMENTS, python_of
 from models import About
-from work import NOT_APPLICABLE, Outcome, Unavailable, Work
+from work import Outcome, Unavailable, Work
 
 HERE = Path(__file__).resolve().parent
 LIMIT_S = 1500
 """A quantizer that takes longer on the smallest devices' models is told so."""
 
 INT4 = "int4"
-"""What the names of variants with 4-bit weights begin with."""
+"""What the names of variants with 4-bit weights, or of peers that only make such, begin with."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of one peer: what a reader sees, and the runtime that its file is for (empty: as its ending says)."""
+
+    peer: str
+    name: str
+    label: str
+    runtime: str = ""
 
 
 def peers_of(asked: str) -> list[str]:
@@ -44,45 +58,39 @@ def peers_of(asked: str) -> list[str]:
     return names
 
 
-def variants(names: list[str], bits: Iterable[int] = ()) -> Iterator[tuple[str, str, str]]:
-    """Peer, variant, and what a reader sees; variants of 4-bit weights only where the model is tried with them."""
-    for name in names:
-        for variant, label in importlib.import_module(f"peers.{name}").VARIANTS.items():
-            if not variant.startswith(INT4) or 4 in bits:
-                yield name, variant, label
+def variants(names: list[str], bits: Iterable[int] = ()) -> Iterator[Variant]:
+    """Every way of every peer; those of 4-bit weights only where the model is tried with them."""
+    for peer in names:
+        module = importlib.import_module(f"peers.{peer}")
+        runtimes = getattr(module, "RUNTIMES", {})
+        for name, label in module.VARIANTS.items():
+            if 4 in bits or not (name.startswith(INT4) or peer.startswith(INT4)):
+                yield Variant(peer, name, label, runtimes.get(name, ""))
 
 
-def quantize(peer: str, variant: str, about: About, calibration: Path, cache: Path) -> Outcome:
-    """Give what the peer made, now or before; an error is an outcome too."""
-    key = _key(peer, variant, about, calibration)
-    folder = cache / "made" / f"{peer}-{variant}-{key[:16]}"
+def quantize(
+    variant: Variant, about: About, calibration: Path, cache: Path, *, fresh: bool = False
+) -> Outcome:
+    """Give what the peer made, now or before (never before if `fresh`); an error is an outcome too."""
+    key = _key(variant, about, calibration)
+    folder = cache / "made" / f"{variant.peer}-{variant.name}-{key[:16]}"
     done = folder / "outcome.json"
-    if not _is_kept(done):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        work = Work(peer, variant, about.files, str(calibration), str(folder), about.recipe)
-        request = folder / "work.json"
-        request.write_text(json.dumps(asdict(work)), encoding="utf-8")
-        try:
-            python = python_of(peer, cache)
-        except Unavailable as reason:
-            return Outcome(error=str(reason))
-        outcome = _run(python, request, folder)
-        if outcome is not None:
-            return outcome
-    return Outcome.load(done)
+    if not fresh and done.is_file():
+        return replace(Outcome.load(done), kept=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    work = Work(variant.peer, variant.name, about.files, str(calibration), str(folder), about.recipe)
+    request = folder / "work.json"
+    request.write_text(json.dumps(asdict(work)), encoding="utf-8")
+    try:
+        python = python_of(variant.peer, cache)
+    except Unavailable as reason:
+        return Outcome(error=str(reason))
+    return _run(python, request, folder)
 
 
-def _is_kept(done: Path) -> bool:
-    """A file that was made is kept, and so is that a peer does not apply; what failed is tried again."""
-    if not done.is_file():
-        return False
-    outcome = Outcome.load(done)
-    return not outcome.error or outcome.error.startswith(NOT_APPLICABLE)
-
-
-def _run(python: Path, request: Path, folder: Path) -> Outcome | None:
-    """None where the child answered for itself."""
+def _run(python: Path, request: Path, folder: Path) -> Outcome:
+    """What the child says of itself, or what became of it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     start = time.perf_counter()
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
@@ -96,18 +104,20 @@ def _run(python: Path, request: Path, folder: Path) -> Outcome | None:
     written = folder / "outcome.json"
     if not written.is_file():
         return Outcome(error=f"its process ended with {code}; see {folder / 'log.txt'}")
-    replace(Outcome.load(written), process_s=time.perf_counter() - start).save(written)
-    return None
+    outcome = replace(Outcome.load(written), process_s=time.perf_counter() - start)
+    outcome.save(written)
+    return outcome
 
 
-def _key(peer: str, variant: str, about: About, calibration: Path) -> str:
+def _key(variant: Variant, about: About, calibration: Path) -> str:
     """Everything that changes what comes out: samples, float files, the peer's code and versions, our own code."""
-    digest = hashlib.sha256(f"{peer} {variant}".encode())
-    inputs = [Path(path) for path in (*about.files.values(), about.recipe) if path]
-    for path in (*inputs, calibration, HERE / "peers" / f"{peer}.py"):
+    digest = hashlib.sha256(f"{variant.peer} {variant.name}".encode())
+    files = [path for form, path in about.files.items() if form != "executorch"]  # which nothing is made of
+    inputs = [Path(path) for path in (*files, about.recipe) if path]
+    for path in (*inputs, calibration, HERE / "peers" / f"{variant.peer}.py"):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    listed = REQUIREMENTS / f"{peer}.txt"
+    listed = REQUIREMENTS / f"{variant.peer}.txt"
     if listed.is_file():
         digest.update(listed.read_bytes())
     else:

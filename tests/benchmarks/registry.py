@@ -23,7 +23,7 @@ LIMIT_S = 1200
 """Training a small model on one core takes minutes; more is a fault."""
 
 STAMP = "made-by"
-"""Beside a prepared model: the digest of the module that made it."""
+"""Beside a prepared model: the digest of the modules that made it."""
 
 HELPERS = ("paragraphs", "pictures")
 """Modules that make data for families."""
@@ -69,10 +69,11 @@ def _is_ready(folder: Path, name: str) -> bool:
 
 
 def _digest(name: str) -> str:
-    source = (Path(models.__path__[0]) / f"{families()[name]}.py").read_bytes()
-    used = [f"{helper}.py" for helper in HELPERS if f"from {helper} import".encode() in source]
     here = Path(__file__).parent
-    return hashlib.sha256(b"".join((source, *((here / file).read_bytes() for file in used)))).hexdigest()
+    source = (Path(models.__path__[0]) / f"{families()[name]}.py").read_bytes()
+    used = [here / f"{helper}.py" for helper in HELPERS if f"from {helper} import".encode() in source]
+    shared = Path(models.__path__[0]) / "__init__.py"
+    return hashlib.sha256(b"".join((source, *(file.read_bytes() for file in (shared, *used))))).hexdigest()
 
 
 def main() -> None:

@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a file of any of the formats by the bare call of its runtime, and timing many files fairly.
+"""Running a file of any of the formats by the bare call of its runtime.
 
 Rules:
 - Inputs are matched by name where a file knows all names, else by position; inputs that a file lost (constants) come
   last. NCHW is turned to NHWC where a file wants that.
-- Files are timed in turns (A, B, C, A, B, C, ...), a few runs each, so that a machine that changes speed changes it for
-  all; a file's time is told as a ratio of medians to its own runtime's float file.
-- `python running.py FILE SAMPLE.npz` runs a file once, so that one that ends its process ends no other.
+- A file's ending says what runs it; OpenVINO takes .onnx files as well, so that the runtime can be named.
+- OpenVINO gets the settings of our agent: by itself it computes floats in bfloat16 where the CPU has it.
+- ExecuTorch has one pool of threads a process: open files of one number of threads in one process.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from work import layout_for
@@ -29,49 +24,30 @@ if TYPE_CHECKING:
 Run = Callable[[Mapping[str, "np.ndarray"]], "list[np.ndarray]"]
 """One inference of one sample (arrays in the order of the float file's inputs), giving all outputs as float32."""
 
-ROUNDS = 30
-RUNS_A_ROUND = 5
-WARMUP = 10
-BUDGET_S = 40.0
-"""Slow models do fewer rounds; at least `LEAST_ROUNDS`."""
-LEAST_ROUNDS = 5
-TRY_LIMIT_S = 120
-"""Loading and one run; more is a fault."""
+RUNTIMES = {".onnx": "onnxruntime", ".tflite": "litert", ".pte": "executorch", ".xml": "openvino"}
+"""What runs a file, by its ending, unless somebody says otherwise."""
 
-
-@dataclass(frozen=True)
-class Times:
-    """Nanoseconds of one inference: the median and the best of all runs."""
-
-    p50_ns: float
-    min_ns: float
+FORMATS = {"onnxruntime": "onnx", "litert": "litert", "executorch": "executorch", "openvino": "onnx"}
+"""The format of a runtime's float file."""
 
 
 def runtime_of(path: Path) -> str:
-    """The runtime that runs a file."""
-    return "onnxruntime" if path.suffix == ".onnx" else "litert"
+    """The runtime that a file is made for."""
+    return RUNTIMES[path.suffix]
 
 
-def open_file(path: Path, threads: int) -> Run:
-    """Load a file into its runtime."""
-    return _open_onnx(path, threads) if path.suffix == ".onnx" else _open_litert(path, threads)
+def open_file(path: Path, threads: int, runtime: str = "") -> Run:
+    """Load a file into its runtime, or into the one that is named."""
+    opens = {
+        "onnxruntime": _open_onnx, "litert": _open_litert, "executorch": _open_executorch, "openvino": _open_openvino,
+    }  # fmt: skip
+    return opens[runtime or runtime_of(path)](path, threads)
 
 
-def why_not(path: Path, sample: Mapping[str, np.ndarray], folder: Path) -> str:
-    """Run a file once in a process of its own: nothing where that works, else what it said last."""
-    import numpy as np
-
-    kept = folder / "sample.npz"
-    np.savez(kept, **dict(sample))
-    command = [sys.executable, str(Path(__file__).resolve()), str(path), str(kept)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TRY_LIMIT_S, check=False)
-    except subprocess.TimeoutExpired:
-        return f"{runtime_of(path)} did not load and run it once within {TRY_LIMIT_S} s"
-    if done.returncode == 0:
-        return ""
-    said = (done.stderr.strip().splitlines() or [""])[-1]
-    return f"{runtime_of(path)} does not run it (exit {done.returncode}): {said}"[:300]
+def size_of(path: Path) -> int:
+    """Bytes of a file, with the weights that OpenVINO's own form keeps beside it."""
+    beside = path.with_suffix(".bin")
+    return path.stat().st_size + (beside.stat().st_size if path.suffix == ".xml" else 0)
 
 
 def feed(
@@ -105,12 +81,66 @@ def _open_onnx(path: Path, threads: int) -> Run:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # threads that spin for work after an inference would take the second core from the file whose turn is next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
     shapes = [tuple(given.shape) for given in session.get_inputs()]
 
     def run(sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return [np.asarray(found) for found in session.run(None, feed(names, shapes, sample))]
+
+    return run
+
+
+def _open_openvino(path: Path, threads: int) -> Run:
+    from edgeopt_agent.runtimes.openvino import DEVICE, library, settings
+
+    core = library().Core()
+    model = core.read_model(str(path))
+    requests: list[Any] = []
+
+    def request(sample: Mapping[str, np.ndarray]) -> Any:
+        if not requests:
+            if model.is_dynamic():
+                given = feed(_port_names(model.inputs, sample), [()] * len(model.inputs), sample).values()
+                model.reshape({number: list(array.shape) for number, array in enumerate(given)})
+            requests.append(core.compile_model(model, DEVICE, settings(threads)).create_infer_request())
+        return requests[0]
+
+    def run(sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        ready, names = request(sample), _port_names(model.inputs, sample)
+        shapes = [tuple(tensor.shape) for tensor in ready.input_tensors]
+        ready.infer(list(feed(names, shapes, sample).values()), share_inputs=True)
+        return [tensor.data.copy() for tensor in ready.output_tensors]
+
+    return run
+
+
+def _port_names(ports: Sequence[Any], sample: Mapping[str, np.ndarray]) -> list[str]:
+    """A tensor can have several names: that of the sample's, if it has it; some have none."""
+    found = []
+    for number, port in enumerate(ports):
+        names = sorted(port.get_names())
+        found.append(next((name for name in names if name in sample), (*names, f"input {number}")[0]))
+    return found
+
+
+def _open_executorch(path: Path, threads: int) -> Run:
+    import torch
+    from executorch.extension.pybindings import _C as library
+
+    if library._threadpool_get_thread_count() != threads:
+        library._unsafe_reset_threadpool(threads)
+    program = library._load_program(str(path))
+    method = program.load_method("forward")
+    meta = method.method_meta()
+    shapes = [tuple(meta.input_tensor_meta(place).sizes()) for place in range(meta.num_inputs())]
+    names = [f"input {place}" for place in range(len(shapes))]
+
+    def run(sample: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        arrays = feed(names, shapes, sample).values()
+        return [tensor.numpy() for tensor in method(tuple(map(torch.from_numpy, arrays)))]
 
     return run
 
@@ -160,34 +190,3 @@ def _floats(array: np.ndarray, tensor: Mapping[str, Any]) -> np.ndarray:
     if array.dtype.kind == "f" or not scale:
         return np.asarray(array)
     return np.asarray((array.astype(np.float32) - zero) * scale, np.float32)
-
-
-def time_in_turns(runs: Mapping[str, Run], sample: Mapping[str, np.ndarray]) -> dict[str, Times]:
-    """Time each file's inference."""
-    times: dict[str, list[int]] = {name: [] for name in runs}
-    begin = time.perf_counter()
-    for run in runs.values():
-        for _ in range(WARMUP):
-            run(sample)
-    for number in range(ROUNDS):
-        if number >= LEAST_ROUNDS and time.perf_counter() - begin > BUDGET_S:
-            break
-        for name, run in runs.items():
-            for _ in range(RUNS_A_ROUND):
-                start = time.perf_counter_ns()
-                run(sample)
-                times[name].append(time.perf_counter_ns() - start)
-    return {name: Times(median(found), min(found)) for name, found in times.items()}
-
-
-def main() -> None:
-    """Run a file once."""
-    import numpy as np
-
-    with np.load(sys.argv[2], allow_pickle=False) as archive:
-        sample = {name: archive[name] for name in archive.files}
-    open_file(Path(sys.argv[1]), 1)(sample)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from figures import AGREEMENTS
@@ -19,9 +20,13 @@ from work import NOT_APPLICABLE
 MIB = 2**20
 LEGEND = (
     "Times are medians of interleaved runs over the same runtime's float file (below 1 is faster), and milliseconds. MB "
-    "are of the file, with its share of the same runtime's float file. Built: seconds of the quantization itself, and of "
-    "the whole process with its imports."
+    "are of the file, with its share of the same runtime's float file. Built: seconds of the quantization itself, of the "
+    "whole process with its imports, and of the processors in that process; measured alike for all, one after another, "
+    "each with the whole machine. Files that an earlier run made here (`--fresh` makes them anew) show processor time "
+    "alone: what else ran on the machine then is not known."
 )
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+"""A page keeps its prose outside these marks."""
 MESSAGE = 200
 """Characters of an error that a line shows."""
 
@@ -51,6 +56,23 @@ def markdown(machine: str, found: dict[str, dict[str, Any]]) -> str:
     if speed:
         parts += ["## Never slower", "\n".join(speed)]
     return "\n\n".join(parts) + "\n"
+
+
+def write_between(page: Path, text: str) -> None:
+    """Write the tables into a page, between its marks; a page that has none is written anew.
+
+    Raises:
+        SystemExit: It has one mark, or them in another order.
+    """
+    before = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if BEGIN not in before and END not in before:
+        page.write_text(text, encoding="utf-8")
+        return
+    head, begin, rest = before.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{page} needs both {BEGIN} and {END}, in this order")
+    page.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{tail}", encoding="utf-8")
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -111,8 +133,9 @@ COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("in integers", lambda row: _share(row.integer_share)),
     ("time / float (ms), 1 thread", lambda row: _time(row, "1")),
     ("2 threads", lambda row: _time(row, "2")),
-    ("built in s", lambda row: _number(row.build_s, 1)),
-    ("with imports", lambda row: _number(row.process_s, 1)),
+    ("built in s", lambda row: "-" if row.kept else _number(row.build_s, 1)),
+    ("with imports", lambda row: "-" if row.kept else _number(row.process_s, 1)),
+    ("processor s", lambda row: _number(row.cpu_s or None, 1)),
     ("peak MiB", lambda row: _number(row.peak_bytes / MIB, 0) if row.peak_bytes else "-"),
     ("of it the build", _built),
 )

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One whole run on a net of kilobytes, with a peer that works, one that raises and one whose process ends."""
 
+import functools
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ pytest.importorskip("onnxruntime")
 import making  # noqa: E402
 import peers  # noqa: E402
 import run  # noqa: E402
-import running  # noqa: E402
 import table  # noqa: E402
+import timing  # noqa: E402
 from evaluation import Evaluation  # noqa: E402
+from judging import Row  # noqa: E402
 from models import CALIBRATION, EVALUATION, About, write_samples  # noqa: E402
 
 PEERS = {
@@ -42,7 +45,6 @@ def bench(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, f"peers.{name}", raising=False)
     monkeypatch.setattr(peers, "__path__", [str(here / "peers")])
     monkeypatch.setattr(making, "HERE", here)
-    monkeypatch.setattr(running, "ROUNDS", 3)
     return _prepare(tmp_path / "model"), tmp_path / "cache"
 
 
@@ -62,7 +64,9 @@ def _prepare(folder):
     inputs = {"x": draw.normal(size=(40, 8)).astype(np.float32)}
     write_samples(folder / CALIBRATION, inputs)
     write_samples(folder / EVALUATION, inputs, draw.integers(0, 5, 40))
-    return folder, About("A product", "classification", {"onnx": str(folder / "model.onnx")})
+    about = About("A product", "classification", {"onnx": str(folder / "model.onnx")})
+    about.save(folder)
+    return folder, about
 
 
 def given(folder, about, limit=None):
@@ -79,10 +83,7 @@ def test_a_first_look_takes_samples_from_everywhere(bench):
 
 def test_a_peer_that_crashes_is_a_row_with_what_it_said_and_the_others_are_measured(bench):
     (folder, about), cache = bench
-    rows = {
-        row.name: row
-        for row in run._bench("net", folder, given(folder, about), cache, making.peers_of("all"))
-    }
+    rows = {row.name: row for row in run.Bench("net", folder, about, cache).run(making.peers_of("all"))}
     assert rows["raising peer"].error == "ValueError: no such operator | here"
     assert "process ended with -6" in rows["dying peer"].error
     assert rows["refusing peer"].error == "does not apply: takes photos only"
@@ -96,31 +97,82 @@ def test_a_peer_that_crashes_is_a_row_with_what_it_said_and_the_others_are_measu
 
 def test_every_row_stands_in_the_table_and_in_the_document(bench):
     (folder, about), cache = bench
-    rows = run._bench("net", folder, given(folder, about), cache, making.peers_of("all"))
+    rows = run.Bench("net", folder, about, cache).run(making.peers_of("all"))
     found = {"net": {"description": "A product", "task": "classification", "notes": [], "rows": rows}}
     shown = [line for line in table.markdown("a machine", found).splitlines() if line.startswith("|")]
-    assert len(shown) == 2 + len(rows) == 2 + 1 + len(PEERS)
+    assert len(shown) == 2 + len(rows) == 2 + 2 + len(PEERS)
     assert {line.count("|") for line in shown} == {len(table.COLUMNS) + 1}
     assert "**fails**: ValueError: no such operator / here" in "\n".join(shown)
     listed = json.loads(json.dumps(table.document("a machine", found)))["models"]["net"]["rows"]
     assert [row["name"] for row in listed] == [row.name for row in rows]
 
 
-def test_what_was_made_is_kept_and_what_failed_is_tried_again(bench):
+def test_what_was_made_or_refused_is_kept_until_its_peer_changes_or_all_shall_be_fresh(bench):
     (folder, about), cache = bench
-    first = {name: making.quantize(name, "only", about, folder / CALIBRATION, cache) for name in PEERS}
-    again = making.quantize("copying", "only", about, folder / CALIBRATION, cache)
-    assert again == first["copying"]
+    made = functools.partial(making.quantize, about=about, calibration=folder / CALIBRATION, cache=cache)
+    ways = {name: making.Variant(name, "only", name) for name in PEERS}
+    first = {name: made(way) for name, way in ways.items()}
+    assert made(ways["copying"]) == replace(first["copying"], kept=True)
+    assert made(ways["refusing"]) == replace(first["refusing"], kept=True)
+    assert not made(ways["dying"]).kept
+    assert not made(ways["copying"], fresh=True).kept
     fixed = making.HERE / "peers" / "raising.py"
     fixed.write_text(fixed.read_text().replace(PEERS["raising"], PEERS["copying"]))
-    assert making.quantize("raising", "only", about, folder / CALIBRATION, cache).error == ""
+    assert made(ways["raising"]).error == ""
 
 
-def test_4_bit_variants_are_tried_where_the_model_asks_for_them(monkeypatch):
-    names = making.peers_of("onnxruntime")
-    plain = [variant for _, variant, _ in making.variants(names)]
-    assert set(plain) < {variant for _, variant, _ in making.variants(names, (4,))}
-    assert not any(variant.startswith("int4") for variant in plain)
+def test_a_kept_file_shows_no_wall_time():
+    new = Row("a", build_s=3.25, process_s=4.5, cpu_s=5.75)
+    assert [head for head, cell in table.COLUMNS if cell(new) in {"3.2", "4.5", "5.8"}] == [
+        "built in s", "with imports", "processor s",
+    ]  # fmt: skip
+    assert [head for head, cell in table.COLUMNS if cell(replace(new, kept=True)) == "5.8"] == ["processor s"]
+    assert not {"3.2", "4.5"} & {cell(replace(new, kept=True)) for _, cell in table.COLUMNS}
+
+
+def test_4_bit_ways_and_peers_are_tried_where_the_model_asks_for_them(bench):
+    here = making.HERE / "peers"
+    (here / "int4_other.py").write_text("VARIANTS = {'plain': 'int4 by another'}\nIMPORTS = ()\n")
+    (here / "mixed.py").write_text(
+        "VARIANTS = {'int8': 'a', 'int4-rtn': 'b'}\nRUNTIMES = {'int8': 'openvino'}\n"
+    )
+    names = ["int4_other", "mixed"]
+    assert [way.label for way in making.variants(names)] == ["a"]
+    every = {way.label: way.runtime for way in making.variants(names, (4,))}
+    assert every == {"int4 by another": "", "a": "openvino", "b": ""}
+
+
+def test_one_file_that_ends_the_clock_does_not_stop_the_others(bench, monkeypatch):
+    (folder, about), cache = bench
+
+    def times(files, *_):
+        if "bad" in files:
+            raise RuntimeError("it was killed")
+        return {label: timing.Times(2.0, 1.0) for label in files}
+
+    monkeypatch.setattr(run, "time_files", times)
+    one = run.Bench(
+        "net", folder, about, cache, rows={label: Row(label) for label in ("float", "bad", "good")}
+    )
+    one._time_runtime("onnxruntime", dict.fromkeys(one.rows, folder), 2, {}, folder)
+    assert {label: (row.error, row.p50_ns) for label, row in one.rows.items()} == {
+        "float": ("", {"2": 2.0}),
+        "bad": ("it was killed", {}),
+        "good": ("", {"2": 2.0}),
+    }
+
+
+def test_tables_are_written_between_the_marks_of_a_page(tmp_path):
+    page = tmp_path / "page.md"
+    table.write_between(page, "all\n")
+    assert page.read_text() == "all\n"
+    page.write_text(f"Before\n{table.BEGIN}\nold\n{table.END}\nAfter\n")
+    for _ in range(2):
+        table.write_between(page, "new\n")
+        assert page.read_text() == f"Before\n{table.BEGIN}\n\nnew\n\n{table.END}\nAfter\n"
+    page.write_text(f"{table.END} {table.BEGIN}")
+    with pytest.raises(SystemExit, match="needs both"):
+        table.write_between(page, "new")
 
 
 def test_an_unknown_peer_is_refused_with_those_that_are_known():

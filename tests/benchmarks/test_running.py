@@ -4,22 +4,59 @@
 import numpy as np
 import pytest
 import running
+import timing
 
 
-def test_files_are_timed_in_turns():
+def test_files_are_timed_in_turns_whose_first_run_is_not_counted():
     order = []
     runs = {name: lambda _, name=name: order.append(name) for name in "ab"}
-    times = running.time_in_turns(runs, {})
-    turn = ["a"] * running.RUNS_A_ROUND + ["b"] * running.RUNS_A_ROUND
-    assert order == ["a"] * running.WARMUP + ["b"] * running.WARMUP + turn * running.ROUNDS
+    times = timing.time_in_turns(runs, {})
+    turn = ["a"] * (timing.RUNS_A_ROUND + 1) + ["b"] * (timing.RUNS_A_ROUND + 1)
+    assert order == ["a"] * timing.WARMUP + ["b"] * timing.WARMUP + turn * timing.ROUNDS
     assert all(0 < found.min_ns <= found.p50_ns for found in times.values())
 
 
 def test_a_slow_file_is_timed_in_fewer_rounds(monkeypatch):
-    monkeypatch.setattr(running, "BUDGET_S", 0.0)
+    monkeypatch.setattr(timing, "BUDGET_S", 0.0)
     count = []
-    running.time_in_turns({"a": count.append}, {})
-    assert len(count) == running.WARMUP + running.LEAST_ROUNDS * running.RUNS_A_ROUND
+    timing.time_in_turns({"a": count.append}, {})
+    assert len(count) == timing.WARMUP + timing.LEAST_ROUNDS * (timing.RUNS_A_ROUND + 1)
+
+
+def test_files_are_timed_in_a_process_that_says_why_it_could_not(tmp_path):
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"no model")
+    with pytest.raises(RuntimeError, match=r"onnxruntime was not timed \(exit 1\): .*"):
+        timing.time_files({"a": file}, "onnxruntime", 1, {"x": np.zeros(1)}, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_an_onnx_file_says_the_same_in_openvino(tmp_path, fixed):
+    onnx = pytest.importorskip("onnx")
+    for name in ("onnxruntime", "openvino"):
+        pytest.importorskip(name)
+    info, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
+    shape = [2, 3] if fixed else ["a", 3]
+    graph = onnx.helper.make_graph(
+        [node("Sub", ["x", "y"], ["d"]), node("Relu", ["d"], ["z"])], "net",
+        [info("x", 1, shape), info("y", 1, shape)], [info("z", 1, shape)],
+    )  # fmt: skip
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
+    draw = np.random.default_rng(0)
+    sample = {name: draw.normal(size=(2, 3)).astype(np.float32) for name in ("y", "x")}
+    one, other = (
+        running.open_file(tmp_path / "m.onnx", 1, name)(sample)[0] for name in ("onnxruntime", "openvino")
+    )
+    assert np.allclose(one, np.maximum(sample["x"] - sample["y"], 0))
+    assert np.array_equal(one, other)
+
+
+def test_a_file_of_openvino_is_as_large_as_its_weights_and_graph(tmp_path):
+    (tmp_path / "m.xml").write_bytes(b"123")
+    (tmp_path / "m.bin").write_bytes(b"12345")
+    assert running.size_of(tmp_path / "m.xml") == 8
+    assert running.size_of(tmp_path / "m.bin") == 5
 
 
 def test_inputs_are_matched_by_name_else_by_place_and_constants_come_last():

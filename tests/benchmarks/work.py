@@ -67,18 +67,21 @@ class Work:
 class Outcome:
     """What became of it: a file, or an error.
 
-    `seconds` is the quantization itself, after imports; `process_s` the whole process; `stages` what ours says of its
-    parts. `base_bytes` is the process's peak before it began, imports included.
+    `seconds` is the quantization itself, after imports; `process_s` the whole process, `cpu_s` what it and its own
+    children had of the processors; `stages` what ours says of its parts. `base_bytes` is the process's peak before it
+    began, imports included. `kept` says that it was made by an earlier run.
     """
 
     file: str = ""
     error: str = ""
     seconds: float = 0.0
     process_s: float = 0.0
+    cpu_s: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     base_bytes: int = 0
     peak_bytes: int = 0
     versions: dict[str, str] = field(default_factory=dict)
+    kept: bool = False
 
     def save(self, path: Path) -> None:
         """Write as JSON."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CALIBRATION, EVALUATION, ABOUT = "calibration.npz", "evaluation.npz", "about.json"
-SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "litert": ".tflite"}
+SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "litert": ".tflite", "executorch": ".pte"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def write_recipe(place: Place, text: str) -> str:
 def write_torch(
     place: Place, module: Any, examples: tuple[Any, ...]
 ) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
-    """Export a PyTorch module and lower it to ONNX and LiteRT: format -> file, what did not lower, the inputs' names."""
+    """Export a PyTorch module and lower it to all others: format -> file, what did not lower, the inputs' names."""
     import torch
 
     from edgeopt.sources.torch_factory import TorchModel, export
@@ -109,7 +109,7 @@ def write_torch(
     model = export(TorchModel(module, examples), "benchmark", place.name).model
     program = place.folder / "model.pt2"
     torch.export.save(model.program, program)
-    files, notes = _lower(place, model, ("onnx", "litert"))
+    files, notes = _lower(place, model, ("onnx", "litert", "executorch"))
     return {"torch": str(program), **files}, notes, tuple(spec.name for spec in model.inputs)
 
 
@@ -119,7 +119,7 @@ def write_onnx(place: Place, file: Path, recipe: str) -> tuple[dict[str, str], t
     from edgeopt.sources import load_source
 
     model = load_source(str(file), load_recipe(Path(recipe))).model
-    files, notes = _lower(place, model, ("torch", "litert"))
+    files, notes = _lower(place, model, ("torch", "litert", "executorch"))
     return {"onnx": str(file), **files}, notes
 
 

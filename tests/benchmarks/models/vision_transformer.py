@@ -35,7 +35,7 @@ def prepare(place: Place) -> About:
         f"Vision transformer, {SIDE * SIDE} tokens of {WIDTH}, {DEPTH} blocks, trained on CIFAR-10; 128 training "
         f"pictures calibrate, {len(labels[::4])} test pictures evaluate"
     )
-    return About(description, "classification", files, notes=notes)
+    return About(description, "classification", files, bits=(4,), notes=notes)
 
 
 def _scaled(pictures: Any) -> Any:

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     from edgeopt.plan import Plan
     from edgeopt.recipe import Recipe
     from edgeopt.sources import Source
+    from edgeopt_profiles.profile import DeviceProfile
 
 VARIANTS = {
     "onnx": "edgeopt, ONNX Runtime",
     "litert": "edgeopt, LiteRT",
+    "executorch": "edgeopt, ExecuTorch",
+    "openvino": "edgeopt, OpenVINO",
     "onnx-nearest": "edgeopt, ONNX Runtime, weights to nearest",
     "litert-nearest": "edgeopt, LiteRT, weights to nearest",
     "int4-rtn": "edgeopt, int4 weights, nearest",
@@ -29,6 +32,10 @@ VARIANTS = {
     "int4-gptq": "edgeopt, int4 weights, GPTQ",
     "int4-awq": "edgeopt, int4 weights, AWQ",
 }
+RUNTIMES = {"openvino": "openvino"}
+"""Whose file is one of ONNX."""
+
+FILES = {"onnx": "model.onnx", "litert": "model.tflite", "executorch": "model.pte", "openvino": "model.onnx"}
 IMPORTS = ("edgeopt.compress", "onnx", "onnxruntime", "torch")
 
 
@@ -42,7 +49,8 @@ def make(work: Work) -> Path:
     from edgeopt.workbench import Workbench
 
     recipe = _recipe(work)
-    form = "litert" if work.variant.startswith("litert") else "onnx"
+    form = work.variant.removesuffix("-nearest")
+    form = form if form in FILES else "onnx"
     own = "torch" if form == "litert" and not work.recipe else "onnx"
     progress = Progress()
     with progress.stage("load"):
@@ -52,7 +60,7 @@ def make(work: Work) -> Path:
     bench = Workbench(Cache(None), work.output("scratch"), progress, tool_versions())
     made = make_artifacts(plan, source, samples, recipe, bench)
     (found,) = [entry for entry in made.values() if entry.artifact.precision != "fp32"]
-    target = work.output("model.onnx" if form == "onnx" else "model.tflite")
+    target = work.output(FILES[form])
     shutil.copyfile(found.file, target)
     shutil.rmtree(work.output("scratch"))
     spent = {stage.name: round(stage.seconds, 3) for stage in progress.finished}
@@ -74,18 +82,19 @@ def _recipe(work: Work) -> Recipe:
 
 
 def _plan(source: Source, recipe: Recipe, work: Work, form: str) -> Plan:
-    """What a build for this machine would make in one format."""
+    """What a build for this machine would make for one runtime."""
     import dataclasses
 
-    from edgeopt.plan import RUNTIME_OF, make_plan, suits_dynamic
-    from edgeopt_converters import graph, path
+    from edgeopt.plan import RUNTIME_OF
     from edgeopt_profiles.profile import load_profile
+    from edgeopt_wire.errors import RecipeError
 
-    model = source.model if source.model.format == "onnx" else path.convert(source.model, "onnx")
-    if not recipe.precisions and suits_dynamic(graph.of(model).operators):
-        recipe = dataclasses.replace(recipe, precisions=("int8-dynamic",))
-    plan = make_plan(load_profile("host"), recipe)
-    runtime = RUNTIME_OF[form]
+    runtime = RUNTIME_OF.get(form, form)
+    optional = {"runtimes": (runtime,)} if runtime in ("executorch", "openvino") else {}
+    try:
+        plan = _suited(load_profile("host"), source, dataclasses.replace(recipe, **optional))
+    except RecipeError as reason:
+        raise Unavailable(str(reason)) from reason
     wanted = [
         artifact
         for artifact in plan.artifacts
@@ -101,6 +110,24 @@ def _plan(source: Source, recipe: Recipe, work: Work, form: str) -> Plan:
     floats = [
         artifact
         for artifact in plan.artifacts
-        if artifact.precision == "fp32" and artifact.format in ("onnx", form)
+        if artifact.precision == "fp32" and artifact.format in ("onnx", wanted[0].format)
     ]
     return dataclasses.replace(plan, artifacts=(*floats, *wanted))
+
+
+def _suited(profile: DeviceProfile, source: Source, recipe: Recipe) -> Plan:
+    """As a build does: ranges at run time where nearly all work is in matrix products and the runtime takes them."""
+    import dataclasses
+
+    from edgeopt.plan import make_plan, suits_dynamic
+    from edgeopt_converters import graph, path
+    from edgeopt_wire.errors import RecipeError
+
+    if not recipe.precisions:
+        model = source.model if source.model.format == "onnx" else path.convert(source.model, "onnx")
+        if suits_dynamic(graph.of(model).operators):
+            try:
+                return make_plan(profile, dataclasses.replace(recipe, precisions=("int8-dynamic",)))
+            except RecipeError:  # this runtime has fixed ranges only
+                pass
+    return make_plan(profile, recipe)
