@@ -30,6 +30,9 @@ from edgeopt_wire.errors import EdgeoptError
 _log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 128
+TURNED_AWAY = 16
+"""So many more connections are told 503 at a time; what comes beyond is closed without a word."""
+
 MAX_HAND_BYTES = 256 * 1024 * 1024
 FREE_BYTES = 1024 * 1024
 """A body of up to this size is not counted: the number of connections bounds those."""
@@ -117,23 +120,37 @@ class Server:
     def _welcome(self, connection: _Connection) -> None:
         connection.idle_since = time.monotonic()
         with self._guard:
-            is_full = len(self._connections) >= MAX_CONNECTIONS and not self._evict()
-            if not is_full:
+            count = len(self._connections)
+            is_full = count >= MAX_CONNECTIONS and not self._evict()
+            if count < MAX_CONNECTIONS + TURNED_AWAY:
                 self._connections[connection.number] = connection
-        if is_full:
-            self._turn_away(connection, f"{MAX_CONNECTIONS} connections are in use; try again")
+        if connection.number not in self._connections:
+            connection.wire.close()
             return
         connection.thread = threading.Thread(
-            target=self._serve, args=(connection,), name=f"serve-{connection.number}", daemon=True
+            target=self._turn_away if is_full else self._serve,
+            args=(connection,),
+            name=f"serve-{connection.number}",
+            daemon=True,
         )
         try:
             connection.thread.start()
         except RuntimeError as error:
-            self._turn_away(connection, f"no thread can be started ({error}); try again")
+            _log.warning("a connection is refused: no thread can be started (%s)", error)
+            self._forget(connection)
 
-    def _turn_away(self, connection: _Connection, why: str) -> None:
-        self._refuse(connection.wire, Busy(why), is_head=False)
-        self._forget(connection)
+    def _turn_away(self, connection: _Connection) -> None:
+        wire = connection.wire
+        try:
+            if wire.wait():
+                self._refuse(
+                    wire, Busy(f"{MAX_CONNECTIONS} connections are in use; try again"), is_head=False
+                )
+                wire.linger()
+        except OSError as error:
+            _log.debug("connection %d is gone: %s", connection.number, error)
+        finally:
+            self._forget(connection)
 
     def _evict(self) -> bool:
         """Close the connection that is idle the longest, to make room; called with the guard held."""
