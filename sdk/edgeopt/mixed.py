@@ -78,6 +78,8 @@ class Mixed:
     exclude: str = ""
     """Ready to paste into a recipe's `[quantize]`, or empty."""
     made: Made | None = None
+    shared_with: str = ""
+    """The artifact whose search this is, where two runtimes take the same int8 file."""
 
 
 class Workshop(Protocol):
@@ -102,7 +104,27 @@ def search_mixed(wanted: Wanted, bench: Workbench) -> tuple[Mixed, ...]:
     """Search for every int8 artifact that a CPU runs, where there is a goal."""
     if wanted.goal is None or wanted.recipe.effort == "quick":
         return ()
-    return tuple(_search_one(wanted, artifact, bench) for artifact in _searchable(wanted.plan))
+    found: dict[str, Mixed] = {}
+    for artifact in _searchable(wanted.plan):
+        made = wanted.made[artifact.id]
+        same = next((entry for entry in found.values() if _is_same(wanted.made[entry.base], made)), None)
+        found[artifact.id] = _shared(same, made) if same else _search_one(wanted, artifact, bench)
+    return tuple(found.values())
+
+
+def _is_same(first: Made, second: Made) -> bool:
+    return file_digest(first.file) == file_digest(second.file)
+
+
+def _shared(found: Mixed, made: Made) -> Mixed:
+    """What was found for another runtime of the same int8 file; this one validates and measures it too."""
+    artifact = _artifact(made)
+    own = replace(found.made, artifact=artifact) if found.made else None
+    return replace(found, base=made.artifact.id, made=own, shared_with=found.base)
+
+
+def _artifact(made: Made) -> Artifact:
+    return replace(made.artifact, id=f"{made.artifact.id}-mixed", precision=PRECISION)
 
 
 def _search_one(wanted: Wanted, artifact: Artifact, bench: Workbench) -> Mixed:
@@ -110,6 +132,7 @@ def _search_one(wanted: Wanted, artifact: Artifact, bench: Workbench) -> Mixed:
     key = {
         "stage": "search",
         "artifact": file_digest(made.file),
+        "runtime": artifact.runtime,
         "evaluation": wanted.evaluation.digest,
         "question": to_json(wanted.question),
         "search": to_json(wanted.recipe.search),
@@ -146,7 +169,7 @@ def _finished(
     exclude = ", ".join(
         f'"{workshop.describe(change.operator)}"' for change in best.changes if change.level != "int4"
     )
-    found = replace(made.artifact, id=f"{made.artifact.id}-mixed", precision=PRECISION)
+    found = _artifact(made)
     kept = "to keep" if best.kept else "as near as it came to"
     note = f"not int8, {kept} {journal.goal.sentence()}: {', '.join(names)}"
     target = bench.scratch / found.id
@@ -184,7 +207,6 @@ def _searchable(plan: Plan) -> list[Artifact]:
         for artifact in plan.artifacts
         if artifact.precision == "int8"
         and artifact.format in FORMATS
-        and not artifact.made_for
         and artifact.id in run
         and (artifact.scheme is None or artifact.scheme.io == "float32")
     ]

@@ -230,7 +230,7 @@ def build_report(work: Work, choices: Mapping[str, Choice], progress: Progress) 
         provenance=manifest.provenance,
         warnings=tuple(dict.fromkeys(warnings)),
         attributions=dict(work.attributions),
-        searches={entry.base: entry.journal for entry in work.mixed},
+        searches={entry.base: entry.journal for entry in work.mixed if not entry.shared_with},
         runtime_pairs=_runtime_pairs(work, choices),
     )
 
@@ -374,6 +374,9 @@ def _searched(mixed: Mixed) -> list[document.Decision]:
     if best is None:
         return []
     subject = f"search from {mixed.base}"
+    if mixed.shared_with:
+        reason = "both runtimes take the same int8 file"
+        return [document.Decision(subject, f"as found from {mixed.shared_with}", reason)]
     if not best.changes:
         said = "it keeps" if best.kept else "nothing that was tried comes nearer to"
         return [document.Decision(subject, "int8 everywhere", f"{said} {goal}")]

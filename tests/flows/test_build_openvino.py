@@ -31,13 +31,15 @@ def run(program: str, *words: object, **environment: str) -> subprocess.Complete
     )  # fmt: skip
 
 
-def net(file: Path) -> None:
-    """Convolutions in front of a classifier, one depthwise; weights are seeded."""
+def net(file: Path, *, loudness: float = 1.0) -> None:
+    """Convolutions in front of a classifier, one depthwise; one channel may be made louder, and quieter again."""
     rng = np.random.default_rng(0)
     make, nodes, tensors, last, channels = onnx.helper.make_node, [], [], "x", 3
     for number, (out, kernel, group) in enumerate([(32, 3, 1), (32, 3, 32), (128, 1, 1), (128, 3, 1)]):
         shape = (out, channels // group, kernel, kernel)
         weights = rng.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape).astype(np.float32)
+        weights[0] *= loudness if number == 2 else 1
+        weights[:, 0] /= loudness if number == 3 else 1
         tensors.append(onnx.numpy_helper.from_array(weights, f"w{number}"))
         tensors.append(onnx.numpy_helper.from_array(rng.normal(0, 0.1, out).astype(np.float32), f"b{number}"))
         nodes.append(
@@ -163,6 +165,30 @@ def test_floats_and_half_floats_are_made_where_a_recipe_asks(folder: Path) -> No
     assert whole["quality"]["sqnr_db"] > 100
     assert 50 < half["quality"]["sqnr_db"] < 100
     assert half["file_bytes"] < 0.6 * whole["file_bytes"]
+
+
+def test_what_a_search_finds_is_one_file_for_both_runtimes(folder: Path) -> None:
+    net(folder / "loud.onnx", loudness=300)
+    recipe = folder / "search.toml"
+    recipe.write_text(
+        'runtimes = ["onnxruntime", "openvino"]\n[quantize]\nrounding = "nearest"\n[search]\nmin_sqnr_db = 25.0\nmax_tries = 4\n'
+    )
+    done = run(
+        "edgeopt", "build", folder / "loud.onnx", "--device", "x86-64", "--recipe", recipe, "--calibration",
+        folder / "calibration.npz", "--evaluation", folder / "evaluation.npz", "-o", folder / "search", "--no-cache",
+        "--quick", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    found = candidates_of(report)
+    ours, theirs = (found[f"{runtime}-int8-mixed-1t"] for runtime in ("onnxruntime", "openvino"))
+    assert found["openvino-int8-1t"]["quality"]["sqnr_db"] < 25
+    assert theirs["quality"]["sqnr_db"] >= 25
+    assert theirs["measurement"]["conditions"]["runtime"] == "openvino"
+    assert theirs["file_bytes"] == ours["file_bytes"]
+    assert list(report["searches"]) == ["onnx-int8-u8s8-safe"], "one search"
+    said = {decision["subject"]: decision["choice"] for decision in report["decisions"]}
+    assert said["search from openvino-int8-u8s8-safe"] == "as found from onnx-int8-u8s8-safe"
 
 
 def test_an_analysis_reads_what_openvino_computes_in_integers(folder: Path) -> None:
