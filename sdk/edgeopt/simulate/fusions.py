@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which Conv, MatMul and Gemm ONNX Runtime runs in integers on x86, and what it does to their inputs first.
+"""Which Conv, MatMul and Gemm ONNX Runtime runs in integers, and what it does to their inputs first.
 
 Rules (`core/optimizer/qdq_transformer/`, ONNX Runtime 1.32):
 - A Conv runs in integers only if a QuantizeLinear stands behind it (a Relu or Clip between them is absorbed if its
   ends are those of the integers); a MatMul or Gemm in any case (`selectors_actions/qdq_selectors.cc`:
   `QLinearMatMul`, `MatMulIntegerToFloat`, `QGemm`). A MatMulInteger is one.
-- Activations of int8 become uint8 with 128 added before anything runs, if they are read once (`qdq_s8_to_u8.cc`,
+- On x86 activations of int8 become uint8 with 128 added before anything runs, if they are read once (`qdq_s8_to_u8.cc`,
   after `common_subexpression_elimination.cc` and `ensure_unique_dq_for_node_unit.cc`): mostly, an s8s8 model is a
   u8s8 model on x86. Others keep their Conv or MatMul in float; a Gemm of them runs as s8s8.
 - A layer whose output is unsigned and whose input is not, or the other way round, runs in float.
+- On ARM int8 stays int8 and every layer of it is an integer one (`QDQIsInt8Allowed` in
+  `core/optimizer/graph_transformer_utils.cc`; the session option `session.qdqisint8allowed` gives that graph on x86).
 - Weights are constants here; a product of two activations is u8u8 and exact.
 """
 
@@ -30,13 +32,19 @@ _PASSED = MOVES | {"MaxPool", "Resize"}
 
 
 def find_layers(
-    nodes: Sequence[Node], constants: Mapping[str, Value], *, inputs: Sequence[str], outputs: Sequence[str]
+    nodes: Sequence[Node],
+    constants: Mapping[str, Value],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    native_int8: bool = False,
 ) -> dict[str, Layer]:
     """Find the integer layers of a graph, by the name of the tensor that each computes, in their order.
 
-    `nodes` are those that are not constant; `inputs` and `outputs` are the model's.
+    `nodes` are those that are not constant; `inputs` and `outputs` are the model's. With `native_int8` activations of
+    int8 stay int8, as on ARM.
     """
-    graph = _Graph(tuple(nodes), constants, frozenset(inputs), tuple(outputs))
+    graph = _Graph(tuple(nodes), constants, frozenset(inputs), tuple(outputs), native_int8)
     found = {node.outputs[0]: graph.layer(node) for node in nodes if node.op_type in LAYER_TYPES}
     return {name: layer for name, layer in found.items() if layer is not None}
 
@@ -71,6 +79,7 @@ class _Graph:
     constants: Mapping[str, Value]
     inputs: frozenset[str]
     outputs: tuple[str, ...]
+    native_int8: bool
     producers: dict[str, Node] = field(default_factory=dict)
     consumers: dict[str, list[Node]] = field(default_factory=dict)
 
@@ -94,7 +103,7 @@ class _Graph:
             return None
         is_unsigned = self._is_unsigned(source, source_grid)
         is_alike = grid is None or self._is_unsigned(output, grid) == is_unsigned
-        if not is_alike or not (is_unsigned or node.op_type == "Gemm"):
+        if not is_alike or not (is_unsigned or self.native_int8 or node.op_type == "Gemm"):
             return None
         return Layer(
             node.name,
@@ -102,7 +111,7 @@ class _Graph:
             matrix,
             output,
             grid,
-            raw_offset=128 if source_grid.dtype.kind == "i" else 0,
+            raw_offset=128 if is_unsigned and source_grid.dtype.kind == "i" else 0,
             is_unsigned=is_unsigned,
             is_depthwise=is_depthwise(node, weights.integers.shape),
             channels=weights.integers.shape[1] if node.op_type == "Conv" else matrix.shape[1],
@@ -140,7 +149,7 @@ class _Graph:
         """Whether a tensor is uint8 on x86: int8 becomes so where it is read once, its equals counted in."""
         if grid.dtype.kind == "u":
             return True
-        if name in self.inputs:
+        if name in self.inputs or self.native_int8:
             return False
         readers = [
             (reader, equal) for equal in self._equals(name) for reader in self.consumers.get(equal, ())

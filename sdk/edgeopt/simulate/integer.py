@@ -21,7 +21,7 @@ from edgeopt.simulate.fusions import find_layers, grid_of
 from edgeopt.simulate.layers import Layer, Node, parse
 from edgeopt.simulate.operators import table
 from edgeopt.simulate.products import Adjust
-from edgeopt.simulate.values import Quantized, Value, quantize, real
+from edgeopt.simulate.values import Grid, Quantized, Value, quantize, real
 from edgeopt_wire.errors import RecipeError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -51,8 +51,12 @@ class IntegerNet:
     `layers` are its integer layers in the order in which they run.
     """
 
-    def __init__(self, program: Any) -> None:
+    def __init__(self, program: Any, *, native_int8: bool = False) -> None:
         """Read an ONNX ModelProto; it is not changed.
+
+        Args:
+            program: The model.
+            native_int8: Whether activations of int8 stay int8, as on ARM; on x86 they become uint8.
 
         Raises:
             UnsupportedError: It has operators that are not simulated; all are named.
@@ -73,7 +77,18 @@ class IntegerNet:
         self._live = tuple(node for node in self._nodes if node.outputs[0] not in self._constants)
         self._uses = Counter(name for node in self._live for name in node.inputs)
         self._uses.update(self._outputs)
-        self._layers = find_layers(self._live, self._constants, inputs=self._inputs, outputs=self._outputs)
+        self._layers = find_layers(
+            self._live,
+            self._constants,
+            inputs=self._inputs,
+            outputs=self._outputs,
+            native_int8=native_int8,
+        )
+
+    def grid(self, name: str) -> Grid:
+        """The grid of an activation that is quantized, by the name of its integers."""
+        node = next(node for node in self._live if node.op_type == _QUANTIZE and node.outputs[0] == name)
+        return grid_of(node, [self._constants.get(given) for given in node.inputs])
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -118,6 +118,15 @@ def exact_type(largest_sum: float) -> str:
     return "float32" if largest_sum < FLOAT32_EXACT else "float64"
 
 
+def wrapped(total: np.ndarray) -> np.ndarray:
+    """Whole numbers as a sum in 32 bits keeps them: modulo 2**32, from -2**31 on."""
+    import numpy as np
+
+    if np.abs(total).max(initial=0) < 1 << 31:
+        return total
+    return np.asarray(np.mod(total + (1 << 31), 1 << 32) - (1 << 31))
+
+
 def depthwise(views: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
     """Sum, for each channel, what the kernel's positions see times the weights (channels, positions)."""
     spatial = (1,) * (views[0].ndim - 2)

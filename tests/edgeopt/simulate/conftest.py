@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recorder's models as fixtures, because tests of one folder cannot import each other."""
+"""Modules beside the tests: `small_nets` is imported by its own name, the recorder's models are a fixture."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
