@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.fake_quantize import FakeQuantized, Grid, Quantized, read_quantized
 from edgeopt.onnx_graphs import fold
+from edgeopt.weights.nearest import nearest
 from edgeopt_wire.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -74,6 +75,12 @@ class Attribution:
         if self.clipping_db < self.activations_db + 3.0:  # clipping is a part of what activations cost
             return "clipping" if self.clipping_db < self.weights_db else "weights"
         return "weights" if self.weights_db < self.activations_db else "activations"
+
+    @property
+    def weights_share(self) -> float:
+        """The weights' part of the noise that weights and activations make, each by itself: 0 to 1."""
+        weights, activations = (10 ** (-db / 10) for db in (self.weights_db, self.activations_db))
+        return weights / (weights + activations)
 
     def cure(self) -> str:
         """What helps against the dominant part."""
@@ -190,20 +197,9 @@ def weights_alone_db(
     Only constants of convolutions and matrix products are rounded, per output channel and symmetric.
     """
     import numpy as np
-    import onnx
 
     folded = fold(program)
-    constants = {tensor.name: tensor for tensor in folded.graph.initializer}
-    rounded: dict[str, np.ndarray] = {}
-    for node in folded.graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul") and len(node.input) > 1 and node.input[1] in constants:
-            transposed = any(entry.name == "transB" and entry.i for entry in node.attribute)
-            axis = 0 if node.op_type == "Conv" or transposed else -1
-            values = onnx.numpy_helper.to_array(constants[node.input[1]])
-            others = tuple(index for index in range(values.ndim) if index != axis % values.ndim)
-            scale = np.abs(values).max(axis=others, keepdims=True) / 127
-            scale = np.where(scale > 0, scale, 1)
-            rounded[node.input[1]] = (np.rint(values / scale) * scale).astype(values.dtype)
+    rounded = nearest(folded)
     session = FakeQuantized(folded, (), rounded)
     chosen = list(islice(samples, count))
 

@@ -7,26 +7,24 @@ where two runtimes need other integers (no overflow on every x86) is it decided 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgeopt.artifacts import Adapted, Made, lower, optimize
+from edgeopt.cures import Case, weights_equalized
 from edgeopt.passes import Order
 from edgeopt.passes.cast_floats import Options as FloatOptions
 from edgeopt.passes.quantize_dynamic import Options as DynamicOptions
 from edgeopt.passes.quantize_weights import Options as WeightOptions
-from edgeopt.passes.round_weights import Options as RoundOptions
-from edgeopt.plan import FROM_ONNX, Artifact, Plan
+from edgeopt.plan import Artifact, Plan
+from edgeopt.prepare import prepared, wants_pair_safe
 from edgeopt.recipe import Recipe
-from edgeopt.sources import Source, file_digest
+from edgeopt.sources import Source
 from edgeopt.workbench import Workbench
 from edgeopt_converters.model import Model
-from edgeopt_wire.errors import RecipeError, UnsupportedError
-
-GATES = frozenset({"Sigmoid", "HardSigmoid", "HardSwish", "Swish"})
-"""Where channels meet through these, int8 loses most: a small hard-swish net lost 5.4 points, and 0.2 with its gates
-equalized (tests/benchmarks/collapsing_net.py)."""
+from edgeopt_wire.errors import RecipeError
 
 if TYPE_CHECKING:
     from edgeopt.evaluate.samples import Samples
@@ -49,7 +47,7 @@ def make_artifacts(
             )
     floats = {name: lower(name, source.model, source.sha256, bench) for name in plan.formats}
     fused = _fused(plan, floats, recipe, bench)
-    bases = _rounded(plan, source, fused, samples=samples, recipe=recipe, bench=bench)
+    bases = prepared(plan, source, fused, samples=samples, recipe=recipe, bench=bench)
     made: dict[str, Made] = {}
     for artifact in plan.artifacts:
         base = fused[artifact.format] if artifact.pass_name else floats[artifact.format]
@@ -77,8 +75,11 @@ def make_artifact(
     bench: Workbench,
 ) -> Made:
     """Make one artifact from the float model of its format, with learned ranges where that has some."""
-    order = _order(artifact, base, source, samples, recipe=recipe, pair_safe=_wants_pair_safe(plan))
+    order = _order(artifact, base, source, samples, recipe=recipe, pair_safe=wants_pair_safe(plan))
     order = replace(order, ranges=base.description.ranges)
+    if artifact.precision == "int4-weights" and samples is not None and recipe.effort != "quick":
+        quantize = functools.partial(optimize, artifact, order=order, samples=samples, bench=bench)
+        return weights_equalized(Case(base, quantize, None, source, samples, recipe, bench))
     made = optimize(artifact, base, order, samples, bench)
     is_static = (artifact.format, artifact.precision) == ("onnx", "int8")
     if is_static and recipe.effort == "extensive":
@@ -111,71 +112,6 @@ def _corrected(made: Made, order: Order, samples: Samples | None, recipe: Recipe
     return replace(corrected, origin=made.origin, base=made.base)
 
 
-def _rounded(
-    plan: Plan,
-    source: Source,
-    floats: Mapping[str, Made],
-    *,
-    samples: Samples | None,
-    recipe: Recipe,
-    bench: Workbench,
-) -> dict[str, Made]:
-    """The float models that int8 artifacts start from: prepared, and weights on the int8 grid.
-
-    The rounded ONNX model enters the other formats through the hub. Where an operator of it cannot, that format keeps
-    weights rounded to nearest, and a note says so. What only ONNX Runtime wants (gates, safe pairs) the others do not
-    get; stages that both share are made once.
-    """
-    has_int8 = any(artifact.precision == "int8" for artifact in plan.artifacts)
-    if not has_int8 or samples is None:
-        return dict(floats)
-    base = floats.get("onnx") or lower("onnx", source.model, source.sha256, bench)
-    base = replace(base, origin=base.file)
-    adapted = Adapted(samples, source.model.inputs, base.description.inputs)
-    shared, own = _preparation(plan, base, adapted, recipe=recipe, bench=bench)
-
-    def prepare(steps: tuple[Preparation, ...]) -> Made:
-        made = base
-        for step in steps:
-            order = Order(samples=adapted, exclude=recipe.exclude, options=step.options)
-            before = made
-            made = optimize(
-                Artifact(f"onnx-{step.name}", "onnx", "fp32"), before, order, samples, bench, by=step.name
-            )
-            made = replace(made, origin=before.origin if step.name == "round_weights" else made.file)
-        return made
-
-    found = {**floats, "onnx": prepare(own)}
-    others = [name for name in plan.formats if name != "onnx"]
-    if not others:
-        return found
-    rounded = prepare(shared)
-    for name in others:
-        if name in FROM_ONNX:
-            found[name] = rounded
-            continue
-        if not shared:
-            continue
-        try:
-            lowered = lower(name, rounded.model(), file_digest(rounded.file), bench, of="rounded ")
-            found[name] = replace(lowered, hub=rounded.file)
-        except UnsupportedError as error:
-            note = (
-                f"weights rounded to nearest, because the rounded model cannot be lowered to {name}: {error}"
-            )
-            described = replace(floats[name].description, notes=(*floats[name].description.notes, note))
-            found[name] = replace(floats[name], description=described)
-    return found
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """One pass over the float model before it is quantized."""
-
-    name: str
-    options: object | None = None
-
-
 def _smoothed(
     base: Made, source: Source, samples: Samples | None, *, recipe: Recipe, bench: Workbench
 ) -> Made:
@@ -197,49 +133,6 @@ def _smoothed(
             Artifact(f"onnx-dynamic-{name}", "onnx", "fp32"), base, order, samples, bench, by=name
         )
     return base
-
-
-def _wants_pair_safe(plan: Plan) -> bool:
-    """Whether some ONNX artifact must run without overflow on every x86; other formats keep their plain grid."""
-    return any(
-        artifact.format == "onnx" and artifact.scheme is not None and artifact.scheme.pair_safe
-        for artifact in plan.artifacts
-    )
-
-
-def _preparation(
-    plan: Plan, base: Made, samples: Adapted, *, recipe: Recipe, bench: Workbench
-) -> tuple[tuple[Preparation, ...], tuple[Preparation, ...]]:
-    """The passes before quantization, by effort and by what the model is: for every format, and for ONNX alone."""
-    if recipe.effort == "quick":
-        return (), ()
-    per_channel = all(artifact.scheme is None or artifact.scheme.per_channel for artifact in plan.artifacts)
-    program = base.model().program
-    equalized = (
-        (Preparation("equalize_activations", recipe.options("equalize_activations")),)
-        if recipe.effort == "extensive"
-        else ()
-    )
-    gates = (
-        (Preparation("equalize_gates", recipe.options("equalize_gates")),)
-        if {node.op_type for node in program.graph.node} & GATES
-        else ()
-    )
-    if recipe.rounding == "nearest" or not per_channel:
-        return equalized, (*equalized, *gates)
-    from edgeopt.attribute import ENOUGH_DB, weights_alone_db
-
-    with bench.progress.stage("weigh the weights' own error") as step:
-        alone = weights_alone_db(program, samples)
-        step.detail = f"{alone:.1f} dB by nearest rounding"
-    if alone >= ENOUGH_DB:
-        return equalized, (*equalized, *gates)
-    plain = RoundOptions.of(recipe.options("round_weights"))
-    careful = replace(plain, pair_safe=plain.pair_safe or _wants_pair_safe(plan))
-    return (
-        (*equalized, Preparation("round_weights", plain)),
-        (*equalized, *gates, Preparation("round_weights", careful)),
-    )
 
 
 def _order(

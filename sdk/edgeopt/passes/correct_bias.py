@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take the mean error out of a quantized ONNX model: what a layer is off by on average goes into its int32 bias.
+"""Take the mean error out of an ONNX model's integers: what a layer is off by on average goes into its bias.
 
 Rounded weights and clipped inputs shift the mean of a layer's output, and in small nets with depthwise convolutions the
 shifts add up from layer to layer. They are constants per output channel, so a bias can hold them at no cost.
 
 - `fast`: one walk. Every layer sees the float model's inputs once with its float and once with its integer weights; the
-  difference of the means is added (Nagel et al. 2019, "Data-free quantization through weight equalization and bias
-  correction", section 4.2, with samples).
+  difference of the means is added (`edgeopt.weights.shifts`: Nagel et al. 2019, section 4.2, with samples).
 - `full`: layer after layer. A layer's output in the quantized model, whose earlier biases are already corrected, is
   compared with the float model's, so that shifts of activations and of earlier layers are corrected too (the same
   paper, appendix D, "empirical bias correction").
 
 Rules:
-- The model at hand is the quantized one (QDQ); the float model that it was made from comes with the order.
-- Only integers of biases change, so neither size nor speed does. A layer without a bias gets one.
-- The output's error is measured before and after on the same samples. A correction that makes it larger is not
-  kept, and the note says so.
+- The model at hand is the quantized one (QDQ); the float model that it was made from comes with the order. Or it is a
+  float one, and the order's scheme says what its weights will be rounded to (to nearest): then `fast` moves its float
+  biases, so that every format that is made of it has them. Whether that helps, its quantized forms must tell.
+- Only biases change, so neither size nor speed does. A layer without a bias gets one.
+- The output's error of a quantized model is measured before and after, on samples that corrected nothing where there are
+  `ENOUGH`. A correction that makes it larger is not kept, and the note says so.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from edgeopt.onnx_graphs import fold, observer
+from edgeopt.onnx_graphs import fold
 from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
+from edgeopt.weights.nearest import nearest
+from edgeopt.weights.shifts import LAYERS, add_to_biases, means, shifts
 from edgeopt_converters.model import Model
 from edgeopt_wire import seam
 from edgeopt_wire.errors import RecipeError
@@ -40,14 +43,12 @@ FORMATS = ("onnx",)
 EXTRA = "onnx"
 
 MODES = ("fast", "full")
-LAYERS = ("Conv", "Gemm")
-"""Layers that have a bias of their own. What an Add behind a MatMul adds is not known to be only its."""
+
+ENOUGH = 32
+"""Samples from which on a quarter of them judges and does not correct."""
 
 _QUANTIZED = "_quantized"
 """What ONNX Runtime's quantizer appends to the name of a weight."""
-
-_EXACT = "edgeopt.exact."
-_CHANGED = "edgeopt.changed."
 
 _INT32 = 2**31 - 1
 
@@ -76,25 +77,29 @@ class _Layer:
 
 
 def apply(model: Model, order: Order) -> Result:
-    """Correct the biases of every Conv and Gemm that has integer weights.
+    """Correct the biases of every Conv and Gemm that has integer weights, or will have.
 
-    `order.reference` is the float model that it was made from; what `order.exclude` selects keeps its bias.
+    `order.reference` is the float model that a quantized one was made from; without it the model at hand is the float
+    one, and `order.scheme` says its grid. What `order.exclude` selects keeps its bias.
 
     Raises:
-        RecipeError: No calibration samples, no float model, the model at hand is not quantized, or
+        RecipeError: No calibration samples, neither a float model nor a scheme, the model at hand is not quantized, or
             `order.exclude` selects nothing.
     """
     import onnx
 
-    if order.reference is None:
+    is_float = all(node.op_type != "DequantizeLinear" for node in model.program.graph.node)
+    if order.reference is None and (order.scheme is None or not is_float):
         raise RecipeError(
             "correct_bias compares a quantized model with its float model, and none was given; "
-            "it runs after quantize_static"
+            "it runs after quantize_static, or before it with the scheme that it will use"
         )
     options = order.options if isinstance(order.options, Options) else Options()
     samples = list(islice(order.samples, options.samples))
     if not samples:
         raise RecipeError("correct_bias needs calibration samples; give --calibration DATA")
+    if order.reference is None:
+        return _on_floats(model, order, samples)
     exact = fold(order.reference.program)
     program = onnx.ModelProto()
     program.CopyFrom(model.program)
@@ -105,16 +110,47 @@ def apply(model: Model, order: Order) -> Result:
             "correct_bias found no layer with integer weights that the float model has too; "
             "give it what quantize_static made and the model that this was made from"
         )
+    learning, judging = _parts(samples)
     correct = _fast if options.mode == "fast" else _full
-    correct(graph, exact, layers, samples, _Ticks(order))
-    before, after = (_error_db(exact, found, samples) for found in (model.program, program))
-    said = f"on {len(samples)} samples: output {before:.1f} dB before, {after:.1f} dB after"
+    correct(graph, exact, layers, learning, _Ticks(order))
+    for _ in judging if judging is not samples else ():
+        order.on_sample()
+    before, after = (_error_db(exact, found, judging) for found in (model.program, program))
+    unseen = "" if judging is samples else " others"
+    said = f"on {len(judging)}{unseen} samples: output {before:.1f} dB before, {after:.1f} dB after"
     if after < before:
         return Result(model, (f"{options.mode} bias correction not kept {said}",))
     return Result(
         replace(model, program=program),
         (f"biases of {len(layers)} layers corrected ({options.mode}) {said}",),
     )
+
+
+def _parts(samples: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The samples that correct, and those that judge: the same where there are few."""
+    if len(samples) < ENOUGH:
+        return samples, samples
+    return [s for n, s in enumerate(samples) if n % 4 != 3], samples[3::4]
+
+
+def _on_floats(model: Model, order: Order, samples: Sequence[Mapping[str, np.ndarray]]) -> Result:
+    """Move the biases of a float model by what rounding its weights to nearest will be off by."""
+    program = fold(model.program)
+    scheme = order.scheme
+    assert scheme is not None  # for the type checker: `apply` has seen to it
+    rounded = nearest(program, per_channel=scheme.per_channel, pair_safe=scheme.pair_safe, products=LAYERS)
+    left = select(program, order.exclude)
+    changed = {
+        node.output[0]: rounded[node.input[1]]
+        for node in program.graph.node
+        if node.op_type in LAYERS
+        and node.input[1] in rounded
+        and node.name not in left
+        and _attributes(node).get("beta", 1.0) == 1.0
+    }
+    count = add_to_biases(program, shifts(program, changed, samples, order.on_sample)) if changed else 0
+    note = f"float biases of {count} layers moved by the mean error of rounding their weights to nearest"
+    return Result(replace(model, program=program), (note,))
 
 
 def walks(order: Order, available: int) -> int:
@@ -286,28 +322,10 @@ def _fast(
     ticks: _Ticks,
 ) -> None:
     """Compare every float layer with itself on integer weights, both on the float model's inputs."""
-    import onnx
-
-    program = onnx.ModelProto()
-    program.CopyFrom(exact)
-    writer = {name: node for node in program.graph.node for name in node.output}
+    changed = {layer.exact: graph.weight(layer) for layer in layers}
+    found = shifts(exact, changed, samples, lambda: ticks.tick(1))
     for layer in layers:
-        source = writer[layer.exact]
-        weight = onnx.numpy_helper.from_array(
-            graph.weight(layer), f"{_CHANGED}{source.input[1]}.{layer.exact}"
-        )
-        program.graph.initializer.append(weight)
-        for prefix, name in ((_EXACT, source.input[1]), (_CHANGED, weight.name)):
-            twin = onnx.NodeProto()
-            twin.CopyFrom(source)
-            twin.name = twin.output[0] = prefix + layer.exact
-            del twin.input[2:]  # a bias is the same in both
-            twin.input[1] = name
-            program.graph.node.append(twin)
-    names = frozenset(prefix + layer.exact for prefix in (_EXACT, _CHANGED) for layer in layers)
-    means = _means(program, names, samples, lambda: ticks.tick(1))
-    for layer in layers:
-        graph.shift(layer, means[_EXACT + layer.exact] - means[_CHANGED + layer.exact])
+        graph.shift(layer, found[layer.exact])
 
 
 def _full(
@@ -319,10 +337,10 @@ def _full(
 ) -> None:
     """Correct layer after layer, each against the quantized model as it is by then."""
     count = len(layers) + 1
-    wanted = _means(exact, frozenset(layer.exact for layer in layers), samples, lambda: ticks.tick(count))
+    wanted = means(exact, frozenset(layer.exact for layer in layers), samples, lambda: ticks.tick(count))
     for layer in layers:
         until = _until(graph.program, layer.output)
-        found = _means(until, frozenset({layer.output}), samples, lambda: ticks.tick(count))
+        found = means(until, frozenset({layer.output}), samples, lambda: ticks.tick(count))
         graph.shift(layer, wanted[layer.exact] - found[layer.output])
 
 
@@ -347,22 +365,6 @@ def _until(program: Any, name: str) -> Any:
     del part.graph.output[:]
     part.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     return part
-
-
-def _means(
-    program: Any, names: frozenset[str], samples: Sequence[Mapping[str, np.ndarray]], tick: Any
-) -> dict[str, np.ndarray]:
-    """The mean of every output channel: tensor -> (channels,)."""
-    import numpy as np
-
-    observe = observer(program, names)
-    sums: dict[str, np.ndarray] = {}
-    for sample in samples:
-        for name, values in observe(sample):
-            mean = values.mean(axis=(0, *range(2, values.ndim)), dtype=np.float64)
-            sums[name] = sums[name] + mean if name in sums else mean
-        tick()
-    return {name: total / len(samples) for name, total in sums.items()}
 
 
 def _error_db(exact: Any, program: Any, samples: Sequence[Mapping[str, np.ndarray]]) -> float:

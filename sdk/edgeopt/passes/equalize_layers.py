@@ -129,6 +129,11 @@ def apply(model: Model, order: Order) -> Result:
     return Result(replace(model, program=program), tuple(notes))
 
 
+def pairs(model: Model, exclude: tuple[str, ...] = ()) -> int:
+    """How many pairs of layers there are that might share their ranges: where there are none, nothing is to be tried."""
+    return len(_Graph(fold(model.program), exclude).links())
+
+
 def walks(order: Order, available: int) -> int:
     """How many samples `apply` walks over, for progress."""
     options = order.options if isinstance(order.options, Options) else Options()

@@ -117,7 +117,7 @@ def test_only_integers_of_biases_change(mode: str) -> None:
 
 
 def test_fast_shifts_by_the_mean_input_times_the_weights_error() -> None:
-    """One layer, by hand: E[(W - Wq) x]."""
+    """One layer, by hand: E[(W - Wq) x], over the samples that do not judge."""
     rng = np.random.default_rng(4)
     w = rng.normal(size=(6, 5)).astype(np.float32)
     tensors = [numpy_helper.from_array(w, "w"), numpy_helper.from_array(np.zeros(6, np.float32), "b")]
@@ -135,7 +135,9 @@ def test_fast_shifts_by_the_mean_input_times_the_weights_error() -> None:
     before, after = (_tensors(m) for m in (quantized, correct_bias.apply(quantized, order).model))
     step = before["b_quantized_scale"]
     rounded = before["w_quantized"].astype(np.float64) * before["w_scale"]
-    expected = (w - rounded) @ np.mean([sample["x"][0] for sample in samples], axis=0)
+    expected = (w - rounded) @ np.mean(
+        [sample["x"][0] for number, sample in enumerate(samples) if number % 4 != 3], axis=0
+    )
     found = (after["b_quantized"].astype(np.float64) - before["b_quantized"]) * step
     assert np.abs(expected).max() > 10 * np.max(step)
     np.testing.assert_allclose(found, expected, atol=0.51 * np.max(step))
