@@ -51,28 +51,15 @@ test-all: $(STAMP) ## every test
 
 .PHONY: bench
 bench: $(STAMP) ## our files beside the runtimes' own quantizers, in one run
-	$(BIN)/python tests/benchmarks/run.py
+	$(BIN)/python tests/benchmarks/run.py --fresh all
 
 .PHONY: bench-all
-bench-all: $(STAMP) ## the same for every model and peer (long)
-	$(BIN)/python tests/benchmarks/run.py --models all
+bench-all: $(STAMP) ## the same for every model and peer (long; what peers made is kept)
+	$(BIN)/python tests/benchmarks/run.py --models all --fresh efficientnet-lite0 --json .bench/benchmarks.json $(if $(PAGE),--markdown $(PAGE))
 
 .PHONY: bench-memory
-bench-memory: $(STAMP) ## peak memory of static quantization with every range method
-	$(BIN)/python tests/benchmarks/memory.py
-
-CONFORMANCE := .conformance
-TUF_CONFORMANCE ?= https://github.com/theupdateframework/tuf-conformance
-
-# needs git, network and `faketime`; TUF_CONFORMANCE may be a folder or a mirror
-.PHONY: conformance
-conformance: $(STAMP) ## the conformance suite of The Update Framework against the agent's trust code
-	@command -v faketime > /dev/null || { echo "faketime is missing: apt-get install faketime"; exit 2; }
-	test -d $(CONFORMANCE)/suite || git clone --quiet --depth 1 $(TUF_CONFORMANCE) $(CONFORMANCE)/suite
-	test -x $(CONFORMANCE)/venv/bin/pytest || { $(PYTHON) -m venv $(CONFORMANCE)/venv && \
-	  $(CONFORMANCE)/venv/bin/pip install --quiet --constraint constraints.txt -e agent pytest pytest-json-report; }
-	cd $(CONFORMANCE)/suite && ../venv/bin/python -m pytest -q tuf_conformance \
-	  --entrypoint "$(abspath $(CONFORMANCE))/venv/bin/python $(CURDIR)/tests/conformance/tuf_client.py"
+bench-memory: $(STAMP) ## peak memory of static quantization with every range method, ours and a peer's
+	$(BIN)/python tests/benchmarks/memory.py $(if $(PAGE),--markdown $(PAGE))
 
 .PHONY: check
 check: $(STAMP) ## linters, formatter, types, import rules

@@ -39,12 +39,16 @@ LIMIT_S = 600
 
 @dataclass
 class Row:
-    """One file of the table; what an `error` left undone is not there. `peer` is empty for files that nobody made here."""
+    """One file of the table; what an `error` left undone is not there.
+
+    `peer` is empty for files that nobody made here, `bits` are those of the weights.
+    """
 
     name: str
     runtime: str = ""
     peer: str = ""
     error: str = ""
+    bits: int = 8
     metric: str = ""
     value: float | None = None
     low: float | None = None

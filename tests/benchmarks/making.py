@@ -41,6 +41,11 @@ class Variant:
     label: str
     runtime: str = ""
 
+    @property
+    def bits(self) -> int:
+        """Of the weights."""
+        return 4 if self.name.startswith(INT4) or self.peer.startswith(INT4) else 8
+
 
 def peers_of(asked: str) -> list[str]:
     """The peers that are asked for, ours first.
@@ -64,8 +69,9 @@ def variants(names: list[str], bits: Iterable[int] = ()) -> Iterator[Variant]:
         module = importlib.import_module(f"peers.{peer}")
         runtimes = getattr(module, "RUNTIMES", {})
         for name, label in module.VARIANTS.items():
-            if 4 in bits or not (name.startswith(INT4) or peer.startswith(INT4)):
-                yield Variant(peer, name, label, runtimes.get(name, ""))
+            found = Variant(peer, name, label, runtimes.get(name, ""))
+            if found.bits in (8, *bits):
+                yield found
 
 
 def quantize(

@@ -68,7 +68,6 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not listed:
         return []
     timed = [verdict for verdict in listed if verdict.ratio is not None]
-    slower = [verdict for verdict in timed if verdict.is_slower]
     lines = [
         "| model | file | threads | time / float | best run / float | |",
         "| --- | --- | ---: | ---: | ---: | --- |",
@@ -77,8 +76,15 @@ def summary(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"| {v.model} | {v.file} | {v.threads} | {_ratio(v.ratio)} | {_ratio(v.best)} | {v.shipped} |"
         for v in listed
     ]
-    said = f"{len(timed)} timed, {len(timed) - len(slower)} shipped, {len(slower)} slower than float and not shipped."
-    return [*lines, "", said]
+    runtimes = dict.fromkeys(verdict.runtime for verdict in timed)
+    return [*lines, "", *(f"- {_counted(name, timed)}" for name in runtimes), f"- {_counted('', timed)}"]
+
+
+def _counted(runtime: str, timed: Sequence[Verdict]) -> str:
+    """How many were timed and are slower, of a runtime or (empty) of all."""
+    own = [verdict for verdict in timed if verdict.runtime == runtime or not runtime]
+    slower = sum(verdict.is_slower for verdict in own)
+    return f"{runtime or 'all'}: {len(own)} timed, {len(own) - slower} shipped, {slower} slower than float and not shipped"
 
 
 def _ratio(value: float | None) -> str:

@@ -201,14 +201,8 @@ class Bench:
 
 
 def _row(variant: Variant, outcome: Outcome) -> Row:
-    row = Row(
-        variant.label,
-        variant.runtime,
-        variant.peer,
-        outcome.error,
-        versions=outcome.versions,
-        stages=outcome.stages,
-    )
+    row = Row(variant.label, variant.runtime, variant.peer, outcome.error, variant.bits)
+    row.versions, row.stages = outcome.versions, outcome.stages
     if outcome.file:
         row.build_s, row.process_s, row.cpu_s = outcome.seconds, outcome.process_s, outcome.cpu_s
         row.peak_bytes, row.base_bytes, row.kept = outcome.peak_bytes, outcome.base_bytes, outcome.kept

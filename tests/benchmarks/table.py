@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from figures import AGREEMENTS
+from glance import glance
 from judging import Row
 from never_slower import summary, verdicts
 from work import NOT_APPLICABLE
@@ -25,8 +26,6 @@ LEGEND = (
     "each with the whole machine. Files that an earlier run made here (`--fresh` makes them anew) show processor time "
     "alone: what else ran on the machine then is not known."
 )
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
-"""A page keeps its prose outside these marks."""
 MESSAGE = 200
 """Characters of an error that a line shows."""
 
@@ -38,41 +37,46 @@ def document(machine: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for name, entry in found.items()
     }
     speed = [{**asdict(verdict), "shipped": verdict.shipped} for verdict in verdicts(found)]
-    return {"schema": "edgeopt.benchmark/3", "machine": machine, "models": shown, "never_slower": speed}
+    return {"schema": "edgeopt.benchmark/4", "machine": machine, "models": shown, "never_slower": speed}
 
 
 def markdown(machine: str, found: dict[str, dict[str, Any]]) -> str:
     """Everything, for a person."""
-    parts = [f"Machine: {machine}. {LEGEND}"]
+    parts = [f"Machine: {machine}."]
+    first = glance(found)
+    if first:
+        parts += ["### At a glance", "\n".join(first)]
+    speed = summary(found)
+    if speed:
+        parts += ["### Never slower", "\n".join(speed)]
+    parts += ["### Every file", LEGEND]
     for name, entry in found.items():
-        parts.append(f"## {name}")
+        parts.append(f"#### {name}")
         if "skipped" in entry:
             parts.append(f"Skipped: {entry['skipped']}")
             continue
         parts.append(f"{entry['description']}. Agreement: {AGREEMENTS.get(entry['task'], 'none')}.")
         parts += [f"- {note}" for note in entry["notes"]]
         parts.append(_table(entry["rows"]))
-    speed = summary(found)
-    if speed:
-        parts += ["## Never slower", "\n".join(speed)]
     return "\n\n".join(parts) + "\n"
 
 
-def write_between(page: Path, text: str) -> None:
-    """Write the tables into a page, between its marks; a page that has none is written anew.
+def write_between(page: Path, text: str, name: str = "tables") -> None:
+    """Write into a page between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; all of a page that has neither.
 
     Raises:
         SystemExit: It has one mark, or them in another order.
     """
     before = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if BEGIN not in before and END not in before:
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    if begin not in before and end not in before:
         page.write_text(text, encoding="utf-8")
         return
-    head, begin, rest = before.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{page} needs both {BEGIN} and {END}, in this order")
-    page.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{tail}", encoding="utf-8")
+    head, found, rest = before.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{page} needs both {begin} and {end}, in this order")
+    page.write_text(f"{head}{begin}\n\n{text}\n{end}{tail}", encoding="utf-8")
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -100,7 +100,9 @@ def test_every_row_stands_in_the_table_and_in_the_document(bench):
     rows = run.Bench("net", folder, about, cache).run(making.peers_of("all"))
     found = {"net": {"description": "A product", "task": "classification", "notes": [], "rows": rows}}
     shown = [line for line in table.markdown("a machine", found).splitlines() if line.startswith("|")]
-    assert len(shown) == 2 + len(rows) == 2 + 2 + len(PEERS)
+    assert (
+        len(shown) == 2 + len(rows) == 2 + 2 + len(PEERS)
+    )  # no peer here is ours, so that this is the only table
     assert {line.count("|") for line in shown} == {len(table.COLUMNS) + 1}
     assert "**fails**: ValueError: no such operator / here" in "\n".join(shown)
     listed = json.loads(json.dumps(table.document("a machine", found)))["models"]["net"]["rows"]
@@ -166,13 +168,14 @@ def test_tables_are_written_between_the_marks_of_a_page(tmp_path):
     page = tmp_path / "page.md"
     table.write_between(page, "all\n")
     assert page.read_text() == "all\n"
-    page.write_text(f"Before\n{table.BEGIN}\nold\n{table.END}\nAfter\n")
+    begin, end = "<!-- memory: begin -->", "<!-- memory: end -->"
+    page.write_text(f"Before\n{begin}\nold\n{end}\nAfter\n")
     for _ in range(2):
-        table.write_between(page, "new\n")
-        assert page.read_text() == f"Before\n{table.BEGIN}\n\nnew\n\n{table.END}\nAfter\n"
-    page.write_text(f"{table.END} {table.BEGIN}")
+        table.write_between(page, "new\n", "memory")
+        assert page.read_text() == f"Before\n{begin}\n\nnew\n\n{end}\nAfter\n"
+    page.write_text(f"{end} {begin}")
     with pytest.raises(SystemExit, match="needs both"):
-        table.write_between(page, "new")
+        table.write_between(page, "new", "memory")
 
 
 def test_an_unknown_peer_is_refused_with_those_that_are_known():

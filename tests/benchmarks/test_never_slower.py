@@ -36,6 +36,9 @@ def test_the_summary_counts_what_is_shipped():
     lines = summary(
         {"net": {"rows": [row("a", 0.5, 1.2), row("b", 0.9, 0.9)]}, "other": {"skipped": "no data"}}
     )
-    assert lines[-1] == "4 timed, 3 shipped, 1 slower than float and not shipped."
+    assert lines[-2:] == [
+        "- onnxruntime: 4 timed, 3 shipped, 1 slower than float and not shipped",
+        "- all: 4 timed, 3 shipped, 1 slower than float and not shipped",
+    ]
     assert "| net | a | 2 | 1.20 | 1.20 | not shipped: the float file is |" in lines
     assert summary({"other": {"skipped": "no data"}}) == []
