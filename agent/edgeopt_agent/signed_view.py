@@ -52,7 +52,7 @@ class SignedView:
     def targets(self) -> dict[str, int]:
         """Every signed target's path with its length, those of delegated roles within their own paths too."""
         found: dict[str, int] = {}
-        waiting = [("targets", "root", None)]
+        waiting: list[tuple[str, str, Any]] = [("targets", "root", None)]
         seen: set[str] = set()
         with _judged("the list of targets"):
             while waiting and len(seen) <= MAX_DELEGATIONS:
@@ -64,7 +64,9 @@ class SignedView:
                 for path, info in role.targets.items():
                     if allowed is None or allowed.is_delegated_path(path):
                         found.setdefault(path, info.length)
-                children = (role.delegations.roles or {}).values() if role.delegations else ()
+                children = (
+                    role.delegations.roles.values() if role.delegations and role.delegations.roles else ()
+                )
                 waiting.extend((child.name, name, child) for child in children)
         flush(self._folder)
         return found

@@ -18,10 +18,15 @@ from edgeopt.cli.keys import ask_passphrase
     "--repository", required=True, type=click.Path(path_type=Path, file_okay=False), help="Made if not there."
 )
 @click.option(
-    "--keys", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of signing keys."
+    "--keys",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of signing keys; may be repeated, the first that has a key counts.",
 )
+@click.option("--team", default="", help="Sign as this team, see `edgeopt keys delegate`.")
 @json_option
-def command(package: Path, repository: Path, keys: Path, as_json: bool) -> None:
+def command(package: Path, repository: Path, keys: tuple[Path, ...], team: str, as_json: bool) -> None:
     """Verify PACKAGE and publish it with signed metadata (The Update Framework).
 
     Publishing the same package again changes nothing; the same version with other bytes is refused.
@@ -29,7 +34,7 @@ def command(package: Path, repository: Path, keys: Path, as_json: bool) -> None:
     from edgeopt.publish import publish
 
     done = publish(
-        package, repository, keys, now=datetime.now(UTC).replace(microsecond=0), ask=ask_passphrase
+        package, repository, keys, now=datetime.now(UTC).replace(microsecond=0), ask=ask_passphrase, team=team
     )
     document = {
         "schema": "edgeopt.publish/1",
@@ -38,7 +43,10 @@ def command(package: Path, repository: Path, keys: Path, as_json: bool) -> None:
         "size_bytes": done.index.size_bytes,
         "chunks": len(done.index.chunks),
         "is_new": done.is_new,
+        "waits": done.waits,
     }
     word = "published" if done.is_new else "was published before"
     text = f"{word}: {done.target}, {done.index.size_bytes / 1e6:.2f} MB in {len(done.index.chunks)} chunks"
+    if done.waits:
+        text += "; devices see it once the snapshot is signed, which a running `edgeopt fleet up` does in a minute"
     emit(document, as_json, lambda console: console.print(text, soft_wrap=True, highlight=False))

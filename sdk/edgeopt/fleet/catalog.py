@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +124,34 @@ class Catalog:
             timestamp = json.loads((metadata / "timestamp.json").read_bytes())
             snapshot_version = timestamp["signed"]["meta"]["snapshot.json"]["version"]
             snapshot = json.loads((metadata / f"{snapshot_version}.snapshot.json").read_bytes())
-            version = snapshot["signed"]["meta"]["targets.json"]["version"]
-            targets = json.loads((metadata / f"{version}.targets.json").read_bytes())
+            listed = snapshot["signed"]["meta"]
+
+            def role(name: str) -> dict[str, Any]:
+                path = metadata / f"{listed[f'{name}.json']['version']}.{name}.json"
+                signed: dict[str, Any] = json.loads(path.read_bytes())["signed"]
+                return signed
+
+            targets = role("targets")
+            found: dict[str, Any] = {}
+            for team in targets.get("delegations", {}).get("roles", ()):
+                mine = role(team["name"])["targets"]
+                found.update({path: info for path, info in mine.items() if _is_of(team["paths"], path)})
+            found.update(targets["targets"])
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError) as error:
             raise StoreError(f"the repository {self.folder} cannot be read: {error}") from error
-        found: dict[str, Any] = targets["signed"]["targets"]
         return found
+
+
+def _is_of(patterns: Iterable[str], path: str) -> bool:
+    """Whether a path is among a team's, part by part, as devices judge it."""
+    parts = path.split("/")
+    for pattern in patterns:
+        wanted = pattern.split("/")
+        if len(wanted) == len(parts) and all(fnmatchcase(p, w) for p, w in zip(parts, wanted, strict=True)):
+            return True
+    return False
 
 
 def _is_served(name: str) -> bool:

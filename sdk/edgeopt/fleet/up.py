@@ -168,7 +168,7 @@ def _freshener(options: FleetOptions, ask: Ask | None) -> Callable[[], None]:
     def freshen() -> None:
         repository = Repository(options.repository, signers, utc_now())
         if repository.exists and repository.freshen():
-            _log.info("the repository's timestamp was signed again")
+            _log.info("snapshot and timestamp were signed again")
 
     return freshen
 

@@ -36,8 +36,8 @@ T = TypeVar("T")
 
 QUEUE_LENGTH = 10_000
 STEP_EVERY_S = 0.5
-FRESHEN_EVERY_S = 3600.0
-"""The timestamp is signed again two days before it ends; an hour leaves many tries."""
+FRESHEN_EVERY_S = 60.0
+"""The timestamp is signed again two days before it ends, and what a team signed shows within this time."""
 CONNECT_TIMEOUT_S = 15.0
 MAX_MESSAGE_BYTES = 1024 * 1024
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from independent_client import client_reads
 from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata
-from tuf.ngclient import Updater
-from tuf.ngclient.fetcher import FetcherInterface
 
 import edgeopt.repository as subject
 from edgeopt.keys import create_keys, load_signer
@@ -21,44 +20,12 @@ from edgeopt_wire.index import PackageIndex
 MakePackage = Callable[..., Path]
 
 
-class FolderFetcher(FetcherInterface):
-    """Gives python-tuf's own client the repository folder, and remembers nothing."""
-
-    def _fetch(self, url: str) -> Any:
-        path = Path(url.removeprefix("file://"))
-        if not path.is_file():
-            from tuf.api.exceptions import DownloadHTTPError
-
-            raise DownloadHTTPError(f"no {path}", 404)
-        yield path.read_bytes()
-
-
 def tree(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def client_reads(
-    repository: Path, target: str, scratch: Path, now: datetime, root: bytes | None = None
-) -> bytes:
-    """What python-tuf's client, told only the first root, verifies and downloads."""
-    (scratch / "metadata").mkdir(parents=True, exist_ok=True)
-    (scratch / "targets").mkdir(exist_ok=True)
-    updater = Updater(
-        str(scratch / "metadata"),
-        f"file://{repository}/metadata/",
-        str(scratch / "targets"),
-        f"file://{repository}/targets/",
-        fetcher=FolderFetcher(),
-        bootstrap=root or (repository / "metadata" / "1.root.json").read_bytes(),
-    )
-    updater._trusted_set.reference_time = now
-    info = updater.get_targetinfo(target)
-    assert info is not None, f"{target} is not listed"
-    return Path(updater.download_target(info)).read_bytes()
 
 
 def test_published_package_is_found_by_an_independent_client_that_knows_only_the_root(

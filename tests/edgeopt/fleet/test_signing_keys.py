@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.keys import PASSPHRASE_VARIABLE, ROLES, create_keys, key_path, load_signer
+from edgeopt.keys import BUILDER, PASSPHRASE_VARIABLE, ROLES, create_keys, key_path, load_signer
 from edgeopt_wire.errors import RecipeError, StoreError, TrustError
 
 
@@ -15,8 +15,8 @@ def no_passphrase_around(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_role_has_its_own_key_that_only_its_owner_may_read(tmp_path: Path) -> None:
     made = create_keys(tmp_path / "keys")
-    assert set(made) == set(ROLES)
-    assert len(set(made.values())) == len(ROLES)
+    assert set(made) == {*ROLES, BUILDER}
+    assert len(set(made.values())) == len(ROLES) + 1
     assert stat.S_IMODE((tmp_path / "keys").stat().st_mode) == 0o700
     for role in ROLES:
         assert stat.S_IMODE(key_path(tmp_path / "keys", role).stat().st_mode) == 0o600
