@@ -28,7 +28,7 @@ PAGE_BYTES = 4096
 _ALIGN_FROM_BYTES = 64 * 1024
 _ALIGNMENT_FIELD = 0xD935  # the extra field that Android's zipalign uses for the same purpose
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest moment that ZIP can say
-_LOCAL_HEADER_BYTES = 30
+_LOCAL_HEADER_BYTES, _NAME_LENGTHS_AT = 30, 26
 _READ_BYTES = 1024 * 1024
 
 Content = bytes | Path
@@ -120,6 +120,17 @@ class PackageReader:
                 f"{self.path}: {path} does not match its digest; fetch or build the package again"
             )
         return raw
+
+    def place(self, path: str) -> tuple[int, int]:
+        """Where a listed file lies in the package: offset and length in bytes.
+
+        Raises:
+            DocumentError: The package holds no such file.
+        """
+        info = self._members[self._entry(path).path]
+        self._file.seek(info.header_offset + _NAME_LENGTHS_AT)
+        name, extra = struct.unpack("<HH", self._file.read(4))
+        return info.header_offset + _LOCAL_HEADER_BYTES + name + extra, info.file_size
 
     def extract(self, folder: Path, prefix: str = "") -> None:
         """Write the files below `prefix` (and the manifest) into `folder`, checked, each flushed to the disk.
