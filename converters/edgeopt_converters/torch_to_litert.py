@@ -5,6 +5,7 @@ Rules:
 - An image input (layout NCHW) becomes channels-last, and its `TensorSpec` says NHWC: LiteRT computes in NHWC, so a
   model that keeps NCHW starts with a Transpose on every inference.
 - Outputs keep the order of axes that the program gives them.
+- What litert-torch lowers badly is spelled otherwise before (`litert_spellings`) and tidied behind it (`litert_layout`).
 - int64 and float64 become int32 and float32 (devices have no others); the specs say so.
 - The same program gives the same bytes.
 """
@@ -20,6 +21,8 @@ from dataclasses import replace
 from typing import Any
 
 from edgeopt_converters.litert_file import edges
+from edgeopt_converters.litert_layout import tidy
+from edgeopt_converters.litert_spellings import respell
 from edgeopt_converters.model import Model
 from edgeopt_wire.errors import UnsupportedError
 from edgeopt_wire.tensor import TensorSpec
@@ -56,6 +59,7 @@ def convert(model: Model) -> Model:
         raise UnsupportedError(
             f"{model.name}: litert-torch cannot convert this model: {_cause(error)}"
         ) from error
+    program = tidy(program)
     inputs, outputs = edges(program)
     return Model(
         format=TARGET,
@@ -89,7 +93,7 @@ def _flat(model: Model) -> Any:
     class Flat(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.program = program.module(check_guards=False)
+            self.program = respell(program.module(check_guards=False))
             self.training = False
 
         def forward(self, *tensors: Any) -> Any:

@@ -22,11 +22,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeopt import onnx_select
-from edgeopt.litert_ends import DYNAMIC
+from edgeopt.litert_ends import DYNAMIC, FLOATS, MOVES, find_coarse_pools, find_ends
+from edgeopt.litert_norms import find_norms
 from edgeopt.ranges import Range
 from edgeopt_converters.litert_file import pack, parse
 from edgeopt_converters.litert_graph import type_names
 from edgeopt_wire.errors import RuntimeFailure
+
+__all__ = [
+    "DYNAMIC",
+    "FLOATS",
+    "MOVES",
+    "Operator",
+    "choose",
+    "operators",
+    "quantize",
+    "read_levels",
+    "read_ranges",
+    "usual",
+]
 
 LEVELS = ("fp32", "fp16", "int16", "int4")
 PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
@@ -110,6 +124,31 @@ def read_ranges(quantized: bytes) -> dict[str, Range]:
         name = tensor.name.decode().removesuffix("_quantized")
         found[name] = Range(scale * (low - zero), scale * (high - zero))
     return found
+
+
+def usual(program: bytes, ranges: Mapping[str, Range]) -> dict[str, str]:
+    """What is not int8 in an int8 file for devices that have floats: its ends, norms, averages on a coarse grid."""
+    return {**find_norms(program), **find_coarse_pools(program, ranges), **find_ends(program)}
+
+
+def read_levels(program: bytes, quantized: bytes) -> dict[str, str]:
+    """The level of every operator of a float file that is not int8 in the int8 file that was made of it."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = parse(quantized).subgraphs[0]
+    floats = {t.name.decode() for t in graph.tensors if t.type == schema.TensorType.FLOAT32}
+    weights = {
+        graph.tensors[operator.outputs[0]].name.decode(): graph.tensors[operator.inputs[1]].type
+        for operator in graph.operators
+        if len(operator.inputs) > 1
+    }
+    return {
+        operator.name: DYNAMIC
+        if operator.type in PRODUCTS and weights.get(operator.name) == schema.TensorType.INT8
+        else FLOATS
+        for operator in operators(program)
+        if operator.name in floats
+    }
 
 
 def quantize(

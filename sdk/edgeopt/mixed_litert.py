@@ -41,7 +41,7 @@ class LitertWorkshop:
     operators: Mapping[str, levels.Operator]
     knobs: tuple[Knob, ...]
     fixed: Mapping[str, str]
-    """What is not int8 in the int8 file: its ends, and what the recipe excludes."""
+    """What is not int8 in the int8 file: its ends and norms, and what the recipe excludes."""
 
     def make(self, changes: Changes) -> bytes:
         """A file with these operators at these levels."""
@@ -68,10 +68,7 @@ def open_workshop(made: Made, samples: Adapted, recipe: Recipe) -> LitertWorksho
     floats = made.base.read_bytes()
     ranges = levels.read_ranges(made.file.read_bytes())
     operators = {operator.name: operator for operator in levels.operators(floats)}
-    excluded = dict.fromkeys(levels.choose(floats, recipe.exclude), litert_ends.FLOATS)
-    scheme = made.artifact.scheme
-    has_floats = scheme is None or scheme.io == "float32"
-    fixed = {**(litert_ends.find_ends(floats) if has_floats else {}), **excluded}
+    fixed = levels.read_levels(floats, made.file.read_bytes())
     names = tuple(name for name in operators if fixed.get(name) != litert_ends.FLOATS)
     errors = _errors(floats, ranges, {name: fixed.get(name, "int8") for name in names}, samples, made)
     knobs = _knobs(floats, rank_operators(names, errors), operators, fixed, recipe)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from edgeopt import litert_ends as subject
+from edgeopt import litert_levels
 from edgeopt.calibrate import Calibration
 from edgeopt.passes import Order, quantize_litert
+from edgeopt.ranges import Range
 from edgeopt_converters.litert_file import pack, parse
 from edgeopt_converters.litert_graph import operators, type_names
 from edgeopt_converters.model import Model
@@ -31,6 +33,11 @@ def _net(kind: str) -> Any:
     more = {
         "classifier": [torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(16, 10), torch.nn.Softmax(1)],
         "two layers": [torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(16, 8), torch.nn.Linear(8, 10)],
+        "norm": [
+            torch.nn.Flatten(2), torch.nn.LayerNorm(64), torch.nn.ReLU(), torch.nn.Unflatten(2, (8, 8)),
+            torch.nn.Conv2d(16, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 10),
+        ],
+        "windows": [torch.nn.AvgPool2d(2), torch.nn.Conv2d(16, 4, 1)],
         "map": [torch.nn.Conv2d(16, 4, 1), torch.nn.Sigmoid()],
     }  # fmt: skip
     return torch.nn.Sequential(*stem, *more[kind]).eval()
@@ -76,7 +83,7 @@ def _levels(kind: str) -> list[tuple[str, str]]:
 
 def test_a_classifier_is_dynamic_with_floats_around_it() -> None:
     found = [entry for entry in _levels("classifier") if entry[0] != "RESHAPE"]
-    assert found == [("AVERAGE_POOL_2D", "fp32"), ("FULLY_CONNECTED", "dynamic"), ("SOFTMAX", "fp32")]
+    assert found == [("MEAN", "fp32"), ("FULLY_CONNECTED", "dynamic"), ("SOFTMAX", "fp32")]
 
 
 def test_only_the_last_of_two_layers_is_an_end() -> None:
@@ -104,6 +111,38 @@ def test_averages_and_probabilities_cost_next_to_nothing() -> None:
 def test_a_device_without_floats_gets_none() -> None:
     tensors = parse(_quantized("classifier", EDGE).program).subgraphs[0].tensors
     assert not [tensor.name for tensor in tensors if tensor.type == 0]
+
+
+def test_a_layer_norm_computes_in_floats_and_its_layers_in_integers() -> None:
+    made = _quantized("norm")
+    found = {entry.type: entry.dtype for entry in operators(made.program)}
+    assert (found["RSQRT"], found["SQUARED_DIFFERENCE"], found["CONV_2D"]) == ("float32", "float32", "int8")
+    exact = _run(_floats("norm"), _samples(seed=7))
+    error = _run(made, _samples(seed=7)) - exact
+    assert (
+        10 * np.log10(np.square(exact).sum() / np.square(error).sum()) > 30
+    )  # 35; 26 with the norm in integers
+
+
+def test_a_report_names_what_computes_in_floats() -> None:
+    order = Order(INT8, Calibration("minmax"), samples=_samples())
+    (note,) = [note for note in quantize_litert.apply(_floats("norm"), order).notes if "floats" in note]
+    assert "RSQRT" in note
+
+
+def test_averages_far_smaller_than_what_they_read_leave_its_grid() -> None:
+    program = _floats("windows").program
+    (pool,) = [entry.name for entry in operators(program) if entry.type == "AVERAGE_POOL_2D"]
+    (reads,) = [entry.inputs[0].name for entry in operators(program) if entry.type == "AVERAGE_POOL_2D"]
+    small = {reads: Range(0.0, 6.0), pool: Range(0.0, 2.0)}
+    assert subject.find_coarse_pools(program, small) == {pool: "fp32"}
+    assert subject.find_coarse_pools(program, small | {pool: Range(0.0, 4.0)}) == {}
+
+
+def test_levels_are_read_off_a_file_as_they_were_chosen() -> None:
+    floats, made = _floats("norm").program, _quantized("norm").program
+    ranges = litert_levels.read_ranges(made)
+    assert litert_levels.read_levels(floats, made) == litert_levels.usual(floats, ranges)
 
 
 def test_runtimes_that_would_take_one_channels_scale_for_all_are_told_not_to_load_the_file() -> None:

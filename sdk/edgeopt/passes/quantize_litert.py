@@ -2,19 +2,20 @@
 """Static int8 quantization of a LiteRT model: every operator that LiteRT has in integers, or a note that names it.
 
 The ranges are ours (`edgeopt.calibrate`, over all samples); the flatbuffer is rewritten by ai-edge-quantizer, whose
-own moving average over samples would clip the outputs. The ends of the net write floats where the device takes them
-(`litert_ends`). Weights are symmetric per channel, activations asymmetric per
-tensor (LiteRT 8-bit quantization specification).
+own moving average over samples would clip the outputs. Where the device takes floats, the net's ends write floats and its
+norms compute in them (`litert_levels.usual`). Weights are symmetric per channel, activations asymmetric per tensor
+(LiteRT 8-bit quantization specification).
 """
 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgeopt import litert_ends, litert_levels
+from edgeopt import litert_levels
 from edgeopt.calibrate import Observe, Stream, alarms, find_ranges
 from edgeopt.passes import Order, Result
 from edgeopt.training.spans import find_learned
@@ -48,7 +49,8 @@ def apply(model: Model, order: Order) -> Result:
     ranges |= {name: span for name, span in learned.ranges.items() if name not in outputs}
     left = litert_levels.choose(model.program, order.exclude)
     has_floats = scheme.io == "float32"
-    levels = (litert_ends.find_ends(model.program) if has_floats else {}) | dict.fromkeys(left, "fp32")
+    usual = litert_levels.usual(model.program, ranges) if has_floats else {}
+    levels = usual | dict.fromkeys(left, "fp32")
     quantized = litert_levels.quantize(model.program, ranges, levels, float_edges=has_floats)
     inputs, outputs_now = _specs(quantized, model)
     said = (
@@ -58,8 +60,17 @@ def apply(model: Model, order: Order) -> Result:
     )
     if left:
         said = (*said, f"left in float by the recipe: {', '.join(order.exclude)}")
-    notes = (*said, *filter(None, (learned.sentence(),)), *alarms(ranges, outputs))
+    kept = _said_floats(model.program, usual)
+    notes = (*said, *filter(None, (kept, learned.sentence())), *alarms(ranges, outputs))
     return Result(replace(model, program=quantized, inputs=inputs, outputs=outputs_now), notes, order.ranges)
+
+
+def _said_floats(program: bytes, levels: Mapping[str, str]) -> str:
+    """Name what computes in floats on purpose; layers whose ranges are found at run time run in integers all the same."""
+    names = {name for name, level in levels.items() if level == litert_levels.FLOATS}
+    counts = Counter(entry.type for entry in litert_levels.operators(program) if entry.name in names)
+    computing = [f"{number} {kind}" for kind, number in counts.items() if kind not in litert_levels.MOVES]
+    return f"in floats, because 8 bits lose most there: {', '.join(computing)}" if computing else ""
 
 
 def walks(order: Order, available: int) -> int:  # noqa: ARG001 - the same for every pass
