@@ -33,14 +33,7 @@ def to_variant(
         RecipeError: An input is missing, unknown, or has another shape or kind of dtype than the signature.
         UnsupportedError: The two specs cannot be converted into each other.
     """
-    expected = {spec.name for spec in signature}
-    if arrays.keys() != expected:
-        raise RecipeError(f"expected the inputs {sorted(expected)}, found {sorted(arrays)}")
-    check_convertible(signature, variant)
-    return {
-        target.name: convert(_checked(arrays[source.name], source), source, target)
-        for source, target in zip(signature, variant, strict=True)
-    }
+    return Conversion(signature, variant).given(arrays)
 
 
 def from_variant(
@@ -52,17 +45,47 @@ def from_variant(
         RuntimeFailure: The runtime gave another tensor than the manifest says.
         UnsupportedError: The two specs cannot be converted into each other.
     """
-    check_convertible(variant, signature)
-    found: dict[str, np.ndarray] = {}
-    for source, target in zip(variant, signature, strict=True):
-        array = arrays.get(source.name)
-        if array is None or array.shape != source.shape or array.dtype.name != source.dtype:
-            raise RuntimeFailure(
-                f"output {source.name!r}: expected {_say(source)}, found "
-                + ("none" if array is None else f"{array.dtype.name} {array.shape}")
-            )
-        found[target.name] = convert(array, source, target)
-    return found
+    return Conversion(variant, signature).found(arrays)
+
+
+class Conversion:
+    """The way from one side's tensors to the other's, checked once and then used for every request."""
+
+    def __init__(self, sources: Sequence[TensorSpec], targets: Sequence[TensorSpec]) -> None:
+        check_convertible(sources, targets)
+        self._pairs = tuple((s, t, _is_same(s, t)) for s, t in zip(sources, targets, strict=True))
+        self._names = frozenset(spec.name for spec in sources)
+
+    def given(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Convert what a caller gave.
+
+        Raises:
+            RecipeError: An array is missing, unknown, or not as its spec says.
+        """
+        if arrays.keys() != self._names:
+            raise RecipeError(f"expected the inputs {sorted(self._names)}, found {sorted(arrays)}")
+        found = {}
+        for source, target, is_same in self._pairs:
+            array = _checked(arrays[source.name], source)
+            found[target.name] = array if is_same else convert(array, source, target)
+        return found
+
+    def found(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Convert what a runtime gave.
+
+        Raises:
+            RuntimeFailure: It gave another tensor than its spec says.
+        """
+        found = {}
+        for source, target, is_same in self._pairs:
+            array = arrays.get(source.name)
+            if array is None or array.shape != source.shape or array.dtype.name != source.dtype:
+                raise RuntimeFailure(
+                    f"output {source.name!r}: expected {_say(source)}, found "
+                    + ("none" if array is None else f"{array.dtype.name} {array.shape}")
+                )
+            found[target.name] = array if is_same else convert(array, source, target)
+        return found
 
 
 def check_convertible(sources: Sequence[TensorSpec], targets: Sequence[TensorSpec]) -> None:
@@ -112,6 +135,8 @@ def _checked(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
 
     if array.shape != spec.shape:
         raise RecipeError(f"input {spec.name!r}: expected shape {spec.shape}, found {array.shape}")
+    if array.dtype.name == spec.dtype:
+        return array
     if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
         raise RecipeError(f"input {spec.name!r}: expected {spec.dtype}, found {array.dtype.name}")
     return array.astype(spec.dtype, copy=False)
@@ -121,6 +146,12 @@ def _order(source: TensorSpec, target: TensorSpec) -> tuple[int, ...]:
     if not source.layout or not target.layout:
         return tuple(range(len(source.shape)))
     return tuple(source.layout.index(axis) for axis in target.layout)
+
+
+def _is_same(source: TensorSpec, target: TensorSpec) -> bool:
+    order = _order(source, target)
+    is_straight = order == tuple(range(len(order)))
+    return is_straight and source.affine == target.affine and source.dtype == target.dtype
 
 
 def _is_real(spec: TensorSpec) -> bool:

@@ -32,7 +32,7 @@ class Edges:
     def __init__(self, manifest: Manifest, variant: Variant) -> None:
         self._manifest = manifest
         self._variant = variant
-        self.at = functools.lru_cache(maxsize=64)(self._at)
+        self._at = functools.lru_cache(maxsize=64)(self._make)
 
     def rows_of(self, inputs: Arrays, max_batch: int) -> int:
         """How many rows a request has.
@@ -52,22 +52,18 @@ class Edges:
 
     def to_variant(self, inputs: Arrays, rows: int) -> dict[str, np.ndarray]:
         """Inputs of a request by the signature's names as the variant's."""
-        ours, _, theirs, _ = self.at(rows)
-        return tensors.to_variant(ours, theirs, inputs)
+        return self._at(rows)[0].given(inputs)
 
     def from_variant(self, outputs: Arrays, rows: int) -> dict[str, np.ndarray]:
         """The variant's outputs as the signature's."""
-        _, ours, _, theirs = self.at(rows)
-        return tensors.from_variant(theirs, ours, outputs)
+        return self._at(rows)[1].found(outputs)
 
-    def _at(self, rows: int) -> tuple[tuple[TensorSpec, ...], ...]:
-        edges = (
-            self._manifest.signature_inputs,
-            self._manifest.signature_outputs,
-            self._variant.inputs,
-            self._variant.outputs,
+    def _make(self, rows: int) -> tuple[tensors.Conversion, tensors.Conversion]:
+        ours, theirs = self._manifest, self._variant
+        return (
+            tensors.Conversion(scaled(ours.signature_inputs, rows), scaled(theirs.inputs, rows)),
+            tensors.Conversion(scaled(theirs.outputs, rows), scaled(ours.signature_outputs, rows)),
         )
-        return edges if rows == 1 else tuple(tuple(_scaled(spec, rows) for spec in specs) for specs in edges)
 
 
 def run_batch(
@@ -115,7 +111,10 @@ def check_batch(loaded: LoadedModel, edges: Edges, max_batch: int) -> None:
                 f"{where}, but {spec.name!r} has the shape {spec.shape} with no batch axis of 1"
             )
     try:
-        zeros = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in edges.at(max_batch)[0]}
+        zeros = {
+            spec.name: np.zeros(spec.shape, spec.dtype)
+            for spec in scaled(manifest.signature_inputs, max_batch)
+        }
         edges.from_variant(loaded.session.run(edges.to_variant(zeros, max_batch)), max_batch)
     except EdgeoptError as error:
         raise UnsupportedError(
@@ -124,5 +123,8 @@ def check_batch(loaded: LoadedModel, edges: Edges, max_batch: int) -> None:
         ) from error
 
 
-def _scaled(spec: TensorSpec, rows: int) -> TensorSpec:
-    return replace(spec, shape=(rows * spec.shape[0], *spec.shape[1:]))
+def scaled(specs: Sequence[TensorSpec], rows: int) -> tuple[TensorSpec, ...]:
+    """The same tensors with `rows` times as many on the first axis."""
+    if rows == 1:
+        return tuple(specs)
+    return tuple(replace(spec, shape=(rows * spec.shape[0], *spec.shape[1:])) for spec in specs)

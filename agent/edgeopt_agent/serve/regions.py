@@ -158,6 +158,8 @@ class Regions:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._regions: dict[tuple[int, str], Region] = {}
+        self.generation = 0
+        """Changes whenever a region goes: what was read of one before may be gone."""
 
     def add(self, name: str, region: Region, owner: int = 0) -> None:
         """Register `region`; it is closed again where that is refused.
@@ -180,6 +182,7 @@ class Regions:
         """Unregister one; an unknown name is no error (the protocol's rule)."""
         with self._guard:
             found = self._regions.pop((owner, name), None)
+            self.generation += found is not None
         if found is not None:
             found.close()
 
@@ -198,6 +201,11 @@ class Regions:
             Refused: The bytes are not within it.
         """
         return self._find(name, offset, size, owner).read(offset, size)
+
+    def is_mapped(self, name: str, owner: int) -> bool:
+        """Whether reading the region gives the memory itself, so that it need not be read again."""
+        with self._guard:
+            return isinstance(self._regions.get((owner, name)), SealedRegion)
 
     def write(self, name: str, offset: int, content: memoryview, owner: int = 0) -> None:
         """Put bytes into a region; errors as in `read`."""

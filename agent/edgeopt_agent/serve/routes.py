@@ -29,12 +29,23 @@ from edgeopt_wire import __version__
 from edgeopt_wire.errors import RecipeError
 
 if TYPE_CHECKING:
+    from edgeopt_agent.serve.protocol import InferRequest
     from edgeopt_agent.serve.served import Served
 
 EXTENSIONS = (
     "binary_tensor_data", "classification", "model_configuration", "model_repository", "schedule_policy", "statistics",
     "system_shared_memory", "edgeopt_memory", "edgeopt_cache", "edgeopt_files",
 )  # fmt: skip
+
+
+@dataclass
+class Memo:
+    """The last request of a connection, where its bytes alone say what it means: the same bytes are not parsed again."""
+
+    raw: bytes = b""
+    served: Served | None = None
+    generation: int = -1
+    request: InferRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class Asked:
     take_descriptor: Callable[[], int]
     owner: int
     may_share: bool
+    memo: Memo
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgeopt_agent.serve.http1 import Wire
 from edgeopt_agent.serve.http_head import Head, answer_head
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.serve.refusals import BadRequest, Busy, Forbidden, Refused, status_of
 from edgeopt_agent.serve.regions import Regions
-from edgeopt_agent.serve.routes import Asked, Reply, Routes
+from edgeopt_agent.serve.routes import Asked, Memo, Reply, Routes
 from edgeopt_wire.errors import EdgeoptError
 
 _log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class _Connection:
     number: int
     wire: Wire
     listener: Listener
+    memo: Memo = field(default_factory=Memo)
     thread: threading.Thread | None = None
     idle_since: float = 0.0
     """0 while a request is in hand."""
@@ -204,7 +205,7 @@ class Server:
                 _check_origin(head)
             asked = Asked(
                 head.method, head.path, head.headers, read_body, wire.take_descriptor, connection.number,
-                connection.listener.may_share,
+                connection.listener.may_share, connection.memo,
             )  # fmt: skip
             reply = self._routes.answer(asked)
         except EdgeoptError as error:

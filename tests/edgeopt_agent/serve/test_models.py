@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models in service: swapped under load, batched in a real runtime, and told by manifest and device how to serve."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeopt_agent.machine import Installed
+from edgeopt_agent.serve.models import Models, serving_of
+from edgeopt_agent.serve.served import Call
+from edgeopt_agent.store import Store
+from edgeopt_wire.document import to_bytes
+from edgeopt_wire.errors import RecipeError, RuntimeFailure, UnsupportedError
+from edgeopt_wire.manifest import Compatible, FileEntry, Manifest, Provenance, Variant
+from edgeopt_wire.tensor import TensorSpec
+
+Rig = Any
+ONES = np.ones((1, 2, 4, 4), np.float32)
+
+
+def test_swapping_under_load_loses_no_request_and_closes_every_model_that_went(rig: Rig) -> None:
+    rig.install(gain=1.0, latency_ns=200_000)
+    rig.install("other", latency_ns=100_000)
+    end = threading.Event()
+    counts, failures, opened = [0] * 8, [], []
+
+    def hammer(number: int) -> None:
+        with rig.client() as client:
+            while not end.is_set():
+                try:
+                    answer = client.infer("tiny", {"image": ONES})
+                    assert answer.outputs["scores"][0, 0] == float(answer.version), (
+                        "an answer of another version's model"
+                    )
+                    counts[number] += 1
+                except Exception as error:
+                    failures.append(error)
+
+    threads = [threading.Thread(target=hammer, args=(number,)) for number in range(len(counts))]
+    for thread in threads:
+        thread.start()
+    for version in range(2, 22):
+        opened.append(rig.models.describe("tiny"))
+        rig.install(version=str(version), slot="AB"[version % 2], gain=float(version), latency_ns=200_000)
+        time.sleep(0.02)
+    end.set()
+    for thread in threads:
+        thread.join(20)
+    assert not failures, failures[:3]
+    assert min(counts) > 0
+    for loaded in opened:
+        with pytest.raises(RuntimeFailure, match="closed"):
+            loaded.infer({"image": ONES})
+
+
+def test_a_model_that_cannot_be_opened_leaves_the_one_before(rig: Rig) -> None:
+    rig.install(gain=3.0)
+    with pytest.raises(RuntimeFailure):
+        rig.install(version="2", slot="B", failure="raise", fail_after=-1)
+    assert rig.models.infer("tiny", {"image": ONES})[1]["scores"][0, 0] == 3.0
+
+
+def test_two_instances_run_two_requests_at_once(rig: Rig) -> None:
+    for instances, most in ((1, 1), (2, 2)):
+        rig.install(serving={"instances": instances}, latency_ns=150_000_000)
+        started = time.monotonic()
+        threads = [
+            threading.Thread(target=rig.models.infer, args=("tiny", {"image": ONES})) for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        took = time.monotonic() - started
+        assert (took < 0.29) == (most == 2)
+
+
+def test_a_queue_without_room_is_503_and_a_deadline_504(rig: Rig) -> None:
+    rig.install(serving={"queue": 0}, latency_ns=500_000_000)
+    body = (
+        b'{"inputs":[{"name":"image","datatype":"FP32","shape":[1,2,4,4],"data":['
+        + b",".join([b"1"] * 32)
+        + b"]}]"
+    )
+    asked = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+    plain, hurried = body + b"}", body + b',"parameters":{"timeout":50000}}'
+    first = threading.Thread(target=rig.raw, args=(asked % (len(plain), plain),))
+    first.start()
+    time.sleep(0.2)
+    found = rig.raw(asked % (len(plain), plain))
+    assert found.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After: 1\r\n" in found
+    first.join()
+    rig.install(latency_ns=500_000_000)
+    first = threading.Thread(target=rig.raw, args=(asked % (len(plain), plain),))
+    first.start()
+    time.sleep(0.2)
+    assert rig.raw(asked % (len(hurried), hurried)).startswith(b"HTTP/1.1 504 ")
+    first.join()
+
+
+@pytest.mark.parametrize(
+    ("serving", "says"),
+    [({"max_batch": 0}, "max_batch"), ({"instances": 1000}, "instances"), ({"max_bach": 2}, "max_batch"),
+     ({"response_cache": {"entries": -1}}, "entries"), ({"semantic_cache": {"threshold": 0.1}}, "threshold"),
+     ({"semantic_cache": {"embedder": "tiny"}}, "name another")],
+)  # fmt: skip
+def test_a_manifest_that_asks_for_too_much_is_refused_with_the_key(rig: Rig, serving: Any, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        rig.install(serving=serving)
+
+
+def test_the_devices_own_keys_go_before_the_manifests(rig: Rig) -> None:
+    rig.install(serving={"queue": 5, "timeout_ms": 7})
+    manifest = rig.models.describe("tiny").manifest
+    found = serving_of(manifest, {"queue": 9})
+    assert (found.queue, found.timeout_ms) == (9, 7)
+
+
+def dense_package(folder: Path, *, is_free: bool, serving: dict[str, Any]) -> None:
+    """y = 2 x + 1 in real ONNX, its batch axis free or fixed at 1."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    edges = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n" if is_free else 1, 3])
+        for name in ("x", "y")
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])],
+        "dense", edges[:1], edges[1:],
+        [numpy_helper.from_array(2 * np.eye(3, dtype=np.float32), "w"),
+         numpy_helper.from_array(np.ones(3, np.float32), "b")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (folder / "variants").mkdir(parents=True)
+    onnx.save(model, folder / "variants/a.onnx")
+    x, y = (TensorSpec(name, (1, 3), "float32") for name in ("x", "y"))
+    manifest = Manifest(
+        "dense", "1", "host", Compatible(("host",)), (x,), (y,),
+        (Variant("a", "onnxruntime", "fp32", "variants/a.onnx", (x,), (y,), "golden", 30.0),),
+        (FileEntry("variants/a.onnx", 1, "0" * 64),), "golden", {}, Provenance("0" * 64, "0" * 64),
+        extra={"serving": serving},
+    )  # fmt: skip
+    (folder / "manifest.json").write_bytes(to_bytes(manifest))
+
+
+@pytest.mark.parametrize("is_fixed", [False, True])
+def test_a_real_runtime_answers_each_of_a_batch_with_its_own_rows(tmp_path: Path, is_fixed: bool) -> None:
+    store = Store(tmp_path)
+    serving = {"max_batch": 8, "max_delay_us": 20_000, "fixed_batch": is_fixed}
+    dense_package(store.slot("dense", "A"), is_free=True, serving=serving)
+    models = Models(store)
+    models.activate("dense", Installed("A", "1", "0" * 64, "a"))
+    wrong: list[Any] = []
+
+    def ask(number: int) -> None:
+        x = np.full((1 + number % 3, 3), number, np.float32)
+        for _ in range(10):
+            found = models.infer("dense", {"x": x})[1]["y"]
+            if found.shape != x.shape or not (found == 2 * x + 1).all():
+                wrong.append((number, found))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    counts = models.served("dense").scheduler.counts
+    assert not wrong
+    assert counts.rows == sum(10 * (1 + number % 3) for number in range(12))
+    assert counts.runs < 120, "several ran together"
+    with pytest.raises(RecipeError, match="1 to 8"):
+        models.infer("dense", {"x": np.zeros((9, 3), np.float32)})
+
+
+def test_a_file_with_a_fixed_batch_axis_is_not_served_in_batches(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    dense_package(store.slot("dense", "A"), is_free=False, serving={"max_batch": 4})
+    with pytest.raises(UnsupportedError, match="free batch axis"):
+        Models(store).activate("dense", Installed("A", "1", "0" * 64, "a"))
+    one = Models(store, {"dense": {"max_batch": 1}})
+    one.activate("dense", Installed("A", "1", "0" * 64, "a"))
+    assert one.answer("dense", Call({"x": np.zeros((1, 3), np.float32)}))[1].outputs["y"].tolist() == [
+        [1.0] * 3
+    ]
