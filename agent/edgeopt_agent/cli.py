@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     from edgeopt_agent.config import load_config
     from edgeopt_agent.main import run_agent
 
-    run_agent(load_config(options.config), once=options.once)
+    run_agent(load_config(options.config), once=options.once, path=options.config)
     return 0
 
 

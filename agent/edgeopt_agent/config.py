@@ -20,12 +20,15 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeopt_agent.transports import Identity, Inbox, Transport
 from edgeopt_wire import __version__, seam, topics
 from edgeopt_wire.document import from_json, parse_json
 from edgeopt_wire.errors import DocumentError, RecipeError
+
+if TYPE_CHECKING:
+    from edgeopt_agent.transports.mqtt import MqttOptions
 
 TRANSPORTS = ("folder", "mqtt")
 """What a configuration may name; `memory` is for simulators, which make it themselves."""
@@ -98,15 +101,26 @@ def make_transport(config: AgentConfig, inbox: Inbox) -> Transport:
         return FolderTransport(Path(str(keys["path"])))
     if kind != "mqtt":
         raise RecipeError(seam.unknown("transport", kind, TRANSPORTS))
-    from edgeopt_agent.transports.mqtt import MqttOptions, MqttTransport
+    from edgeopt_agent.transports.mqtt import MqttTransport
 
+    identity = Identity(config.tenant, config.device, uuid.uuid4().hex, __version__)
+    return MqttTransport(mqtt_options(config), identity, inbox)
+
+
+def mqtt_options(config: AgentConfig) -> MqttOptions:
+    """Read the keys of an MQTT transport.
+
+    Raises:
+        RecipeError: An unknown key, or one that is missing.
+    """
+    from edgeopt_agent.transports.mqtt import MqttOptions
+
+    keys = {key: value for key, value in config.transport.items() if key != "kind"}
     known = {entry.name for entry in dataclasses.fields(MqttOptions)}
     for key in keys:
         if key not in known:
             raise RecipeError(f"transport: {seam.unknown('key', key, known)}")
     try:
-        options = from_json(MqttOptions, keys, "transport")
+        return from_json(MqttOptions, keys, "transport")
     except DocumentError as error:
         raise RecipeError(str(error)) from error
-    identity = Identity(config.tenant, config.device, uuid.uuid4().hex, __version__)
-    return MqttTransport(options, identity, inbox)

@@ -54,7 +54,10 @@ class _Pause:
 
 
 class Agent:
-    """One device. `now` gives trusted UTC moments, `monotonic` seconds that only go forward."""
+    """One device. `now` gives trusted UTC moments, `monotonic` seconds that only go forward.
+
+    `progress` is called whenever the loop got somewhere, long work included: who hears nothing knows that it hangs.
+    """
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class Agent:
         now: Callable[[], datetime],
         session: str,
         monotonic: Callable[[], float] = time.monotonic,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config
         self.store = store
@@ -82,6 +86,7 @@ class Agent:
         self._now = now
         self._session = session
         self._monotonic = monotonic
+        self._progress = progress
         self._stop = threading.Event()
         self._work: dict[str, Effect] = {}
         self._pauses: dict[str, _Pause] = {}
@@ -103,7 +108,7 @@ class Agent:
             models,
             probe,
             self._keep,
-            is_stopping=self._stop.is_set,
+            is_stopping=self._is_stopping,
             alarm=self._alarm,
         )
 
@@ -147,12 +152,18 @@ class Agent:
                 message = self._inbox.get_nowait()
         except queue.Empty:
             pass
+        self._progress()
         if self._time_due:
             self._ask_time()
         if self._unread is not None and self._monotonic() >= self._unread_pause.until:
             self._read_desired(self._unread)
         self._do_one()
         self._send()
+
+    def _is_stopping(self) -> bool:
+        """Asked by long work between its pieces, which is progress."""
+        self._progress()
+        return self._stop.is_set()
 
     @property
     def is_busy(self) -> bool:

@@ -8,36 +8,46 @@ import logging
 import os
 import queue
 import signal
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from edgeopt_agent.config import AgentConfig, make_transport
+from edgeopt_agent.config import AgentConfig, load_config, make_transport, mqtt_options
 from edgeopt_agent.loop import Agent
 from edgeopt_agent.outbox import Outbox
 from edgeopt_agent.probe import run_probe
 from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.store import Store
+from edgeopt_agent.systemd import Pulse, notify
 from edgeopt_agent.transports import INBOX_LENGTH, Inbox, Transport
 from edgeopt_agent.trust import Trust, read_root
 from edgeopt_agent.trusted_time import TrustedClock
-from edgeopt_wire.errors import StoreError
+from edgeopt_wire.errors import EdgeoptError, RecipeError, StoreError
 
 _log = logging.getLogger(__name__)
 
 
-def make_agent(config: AgentConfig, store: Store, transport: Transport, inbox: Inbox) -> Agent:
-    """Make an agent on a store and a transport.
+def make_agent(
+    config: AgentConfig,
+    store: Store,
+    transport: Transport,
+    inbox: Inbox,
+    *,
+    progress: Callable[[], None] = lambda: None,
+) -> Agent:
+    """Make an agent on a store and a transport; `progress` is told whenever its loop got somewhere.
 
     Raises:
         StoreError: The root of trust cannot be read.
         TrustError: The root of trust is none.
     """
     clock = TrustedClock(utc_now, lambda: store.load_device().newest_moment)
+    transport.use_clock(clock)
     trust = Trust(
         store.folder / "metadata",
         read_root(Path(config.root)),
@@ -59,11 +69,14 @@ def make_agent(config: AgentConfig, store: Store, transport: Transport, inbox: I
         probe=run_probe,
         now=clock.now,
         session=session,
+        progress=progress,
     )
 
 
-def run_agent(config: AgentConfig, *, once: bool = False) -> None:
+def run_agent(config: AgentConfig, *, once: bool = False, path: Path | None = None) -> None:
     """Run until SIGTERM or SIGINT; with `once`, until nothing is left to do.
+
+    SIGHUP reads the configuration at `path` again. systemd is told what it asks for.
 
     Raises:
         StoreError: The state directory cannot be used, or another agent uses it.
@@ -72,16 +85,25 @@ def run_agent(config: AgentConfig, *, once: bool = False) -> None:
     store = Store(config.folder)
     with only_one(store):
         inbox: Inbox = queue.Queue(INBOX_LENGTH)
-        agent = make_agent(config, store, make_transport(config, inbox), inbox)
+        transport, pulse = make_transport(config, inbox), Pulse()
+        agent = make_agent(config, store, transport, inbox, progress=pulse.mark)
         server = LocalServer(config.socket_path, agent.models)
         server.start()
 
         def stop(number: int, _frame: Any) -> None:
             _log.info("signal %d: ending after what is in hand", number)
+            notify("STOPPING=1")
             agent.stop()
+
+        def hang_up(_number: int, _frame: Any) -> None:
+            # not here: a signal comes in the middle of anything
+            threading.Thread(target=reload_config, args=(config, path, transport), daemon=True).start()
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGHUP, hang_up)
+        pulse.start()
+        notify("READY=1")
         try:
             if once:
                 run_once(agent)
@@ -89,6 +111,33 @@ def run_agent(config: AgentConfig, *, once: bool = False) -> None:
                 agent.run()
         finally:
             server.stop()
+            pulse.stop()
+
+
+def reload_config(running: AgentConfig, path: Path | None, transport: Transport) -> bool:
+    """Read the configuration again and use what may change while the agent runs: the transport's keys.
+
+    A configuration that is wrong, or that makes this another device, changes nothing; the log says why. Returns
+    whether it is in use. A new connection reads certificates anew, so this is also what renewal ends with.
+    """
+    from edgeopt_agent.transports.mqtt import MqttTransport
+
+    notify("RELOADING=1")
+    try:
+        fresh = load_config(path) if path is not None else running
+        kept = ("device", "device_class", "tenant", "state_dir", "root", "socket", "stand_in")
+        changed = [key for key in kept if getattr(fresh, key) != getattr(running, key)]
+        if changed or fresh.transport.get("kind") != running.transport.get("kind"):
+            raise RecipeError(f"{', '.join(changed) or 'the kind of transport'} changes only with a restart")
+        if isinstance(transport, MqttTransport):
+            transport.reload(mqtt_options(fresh))
+    except EdgeoptError as error:
+        _log.error("the configuration is not used: %s", error)
+        return False
+    finally:
+        notify("READY=1")
+    _log.info("the configuration was read again")
+    return True
 
 
 def run_once(agent: Agent) -> None:

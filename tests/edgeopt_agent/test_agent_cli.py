@@ -4,6 +4,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -224,3 +225,63 @@ def test_state_directory_without_permission_is_said(board: Board) -> None:
     board.folder.chmod(0o500)
     assert "cannot use the state directory" in board.run("status").stderr
     board.folder.chmod(0o700)
+
+
+def test_doctor_tells_people_and_programs_the_same(board: Board) -> None:
+    board.run("install", board.publisher.repository)
+    found = board.json("doctor")
+    assert (found["schema"], found["ok"]) == ("edgeopt.doctor/1", True)
+    text = board.run("doctor").stdout
+    for row in found["findings"]:
+        assert row["check"] in text
+    document = json.loads(board.config.read_text())
+    board.config.write_text(json.dumps({**document, "root": str(board.folder / "none")}))
+    done = board.run("doctor")
+    assert done.returncode == 1
+    assert "-> copy the fleet's root.json" in done.stdout
+
+
+def test_systemd_hears_ready_alive_reloading_and_stopping(board: Board) -> None:
+    assert board.run("install", board.publisher.repository).returncode == 0
+    said: list[str] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(board.folder / "notify"))
+        receiver.settimeout(30)
+
+        def heard(word: str) -> None:
+            while word not in said:
+                said.extend(receiver.recv(200).decode().splitlines())
+
+        environment = {
+            **os.environ,
+            "NOTIFY_SOCKET": str(board.folder / "notify"),
+            "WATCHDOG_USEC": "200000",
+        }
+        process = subprocess.Popen(
+            [*COMMAND, "run", "--config", str(board.config), "--log-format", "json"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        try:
+            heard("READY=1")
+            heard("WATCHDOG=1")
+            good = board.config.read_text()
+            board.config.write_text("{")
+            process.send_signal(signal.SIGHUP)
+            heard("RELOADING=1")
+            said.clear()
+            heard("READY=1")
+            board.config.write_text(good)
+            process.send_signal(signal.SIGHUP)
+            said.clear()
+            heard("READY=1")
+            process.send_signal(signal.SIGTERM)
+            heard("STOPPING=1")
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    messages = [json.loads(line)["message"] for line in errors.splitlines()]
+    assert any("the configuration is not used" in message for message in messages)
+    assert "the configuration was read again" in messages

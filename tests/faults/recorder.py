@@ -19,6 +19,8 @@ import mfusepy
 class Recorder(mfusepy.Operations):
     """Pass through and note."""
 
+    use_ns = True
+
     def __init__(self, folder: Path, notes: Path) -> None:
         self._folder = folder
         self._notes = notes.open("wb")

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeopt_agent.transports import MAX_FILE_BYTES, Acknowledged, Identity, Inbox, Message, Online, Wanted
+from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire import topics
 from edgeopt_wire.document import from_bytes, to_bytes
 from edgeopt_wire.errors import DocumentError, ForgedError, RecipeError, TransportError
@@ -44,6 +45,9 @@ from edgeopt_wire.messages import (
 )
 
 _log = logging.getLogger(__name__)
+
+_NO_CHECK_TIME = 0x200000
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python's ssl has no name for."""
 
 KEEPALIVE_S = 30
 FIRST_DELAY_S, MAX_DELAY_S = 1.0, 60.0
@@ -98,12 +102,22 @@ class MqttTransport:
         self._stopping = threading.Event()
         self._client: Any = None
         self._max_packet = 0
+        self._clock: TrustedClock | None = None
         self._last_report: bytes | None = None
         self._thread = threading.Thread(target=self._keep_connected, name="mqtt", daemon=True)
+
+    def use_clock(self, clock: TrustedClock) -> None:
+        """Judge the broker's certificate by trusted time: OpenSSL knows the wall clock only."""
+        self._clock = clock
 
     def start(self) -> None:
         """Begin to connect in the background."""
         self._thread.start()
+
+    def reload(self, options: MqttOptions) -> None:
+        """Connect anew with other options, or with the same whose files changed; certificates are read again."""
+        self._options = options
+        self._lost.set()
 
     def fetch(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes | None:
         """Ask for a file page by page; every page has its own request and an explicit answer."""
@@ -251,6 +265,9 @@ class MqttTransport:
         client.will_set(self._topic("presence"), self._presence(online=False), qos=1, retain=True)
         if self._options.ca:
             context = ssl.create_default_context(cafile=self._options.ca)
+            if self._clock is not None and not self._clock.is_wall_plausible:
+                # the wall clock is at 1970, say: the chain is checked as ever, its dates by `_check_certificate`
+                context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME)
             if self._options.certificate:
                 context.load_cert_chain(self._options.certificate, self._options.key or None)
             client.tls_set_context(context)
@@ -263,10 +280,25 @@ class MqttTransport:
             _log.error("the broker refused this device: %s", reason)
             self._lost.set()
             return
+        if not self._check_certificate(client):
+            self._lost.set()
+            return
         self._max_packet = getattr(properties, "MaximumPacketSize", 0) or 0
         wanted = [("desired", 1), ("ack", 1), ("refused", 1), ("meta-reply", 1)]
         filters = [(self._topic(what), SubscribeOptions(qos=qos)) for what, qos in wanted]
         client.subscribe([*filters, (f"{self._topic('chunk')}/#", SubscribeOptions(qos=0))])
+
+    def _check_certificate(self, client: Any) -> bool:
+        """Whether the broker's certificate is valid at the trusted moment; nothing was sent over it yet but a name."""
+        found = client.socket()
+        if self._clock is None or not isinstance(found, ssl.SSLSocket):
+            return True
+        ends = (found.getpeercert() or {}).get("notAfter")
+        now = self._clock.now().timestamp()
+        if not isinstance(ends, str) or ssl.cert_time_to_seconds(ends) >= now:
+            return True
+        _log.error("the broker's certificate ended on %s; give it another", ends)
+        return False
 
     def _on_subscribe(self, client: Any, _user: Any, _mid: Any, reasons: Any, _properties: Any) -> None:
         """Online counts from here: what is asked before could be answered into nothing."""
