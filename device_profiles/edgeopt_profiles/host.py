@@ -54,7 +54,7 @@ def detect(root: Path = Path("/"), *, is_installed: Callable[[str], bool] | None
         Target("onnxruntime", "onnx", "fp32", threads),
         Target("litert", "litert", "int8", threads, scheme="int8"),
         Target("executorch", "executorch", "int8", threads, scheme="int8", optional=True),
-        *(_openvino(threads, exact) if architecture == "x86_64" else ()),
+        *(_openvino(threads, is_exact=exact == "u8s8") if architecture == "x86_64" else ()),
     )
     installed = is_installed or _is_installed
     targets = tuple(target for target in offered if any(map(installed, _MODULES[target.runtime])))
@@ -75,8 +75,9 @@ def detect(root: Path = Path("/"), *, is_installed: Callable[[str], bool] | None
     )
 
 
-def _openvino(threads: tuple[int, ...], scheme: str) -> tuple[Target, ...]:
+def _openvino(threads: tuple[int, ...], *, is_exact: bool) -> tuple[Target, ...]:
     """OpenVINO on x86-64, whose integer kernels were examined; half floats are computed in float32 there."""
+    scheme = "u8s8-zero" if is_exact else "u8s8-safe"
     return (
         Target("openvino", "onnx", "int8", threads, scheme=scheme, optional=True),
         Target("openvino", "onnx", "fp16", threads, optional=True, by_recipe=True),

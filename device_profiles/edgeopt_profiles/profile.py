@@ -47,7 +47,8 @@ class Scheme:
 
     Weights are always symmetric; `per_channel` means a scale for each output channel. `symmetric_activations` fixes
     the zero point of activations, as TensorRT demands. `pair_safe` chooses weights whose products with uint8 cannot
-    overflow the 16 bits in which x86 CPUs without VNNI add them in pairs.
+    overflow the 16 bits in which x86 CPUs without VNNI add them in pairs. `zero_products` fixes the zero point of what
+    transposed convolutions and products of two activations read, as OpenVINO needs for integers.
     """
 
     activation_dtype: str
@@ -56,6 +57,7 @@ class Scheme:
     symmetric_activations: bool
     io: str = "float32"
     pair_safe: bool = False
+    zero_products: bool = False
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,22 @@ def why(program: Any, node: Any, *, is_quantized: bool, reads: str, is_one: bool
     )
 
 
+def multiplies_activations(program: Any, node: Any) -> bool:
+    """Whether a product has no weights."""
+    return not _Around(program, node).has_weights
+
+
+def suits_integers(program: Any, node: Any) -> bool:
+    """Whether the zero points of both activations of a product are such that OpenVINO multiplies them in integers."""
+    grids = _Around(program, node).grids
+    first, second = (grids.get(name) for name in node.input[:2])
+    return first is not None and second is not None and _fit(first, second)
+
+
+def _fit(first: _Grid, second: _Grid) -> bool:
+    return not first.zero_point and _SYMMETRIC.get(second.dtype) == second.zero_point
+
+
 def _scaling(node: Any) -> Said:
     return Said(
         "scaling",
@@ -86,8 +102,7 @@ def _product(around: _Around) -> Said:
             "point 0 only",
             "quantize its input symmetrically, with zero point 0",
         )
-    is_fit = not first.zero_point and _SYMMETRIC.get(second.dtype) == second.zero_point
-    if not second.is_constant and not is_fit:
+    if not second.is_constant and not _fit(first, second):
         return Said(
             "zero point",
             f"it multiplies two activations of zero points {first.zero_point} and {second.zero_point} ({second.dtype}); "
@@ -119,6 +134,12 @@ class _Around:
         self._writers = {name: entry for entry in self._nodes for name in entry.output}
         self._constants = {tensor.name: tensor for tensor in program.graph.initializer}
         self.grids = self._grids()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its second input is a constant, quantized or not."""
+        name = self.node.input[1]
+        return name in self._constants or (name in self.grids and self.grids[name].is_constant)
 
     def readers(self) -> list[Any]:
         """The operators that read its output, behind activations that are merged into it."""

@@ -6,7 +6,8 @@ Rules:
 - A node says in which type it reads and writes, and the names of the operators that were merged into it; those are
   operators of the file, or made of them (`NAME/WithoutBiases`).
 - A product is one in integers if it reads 8 bits and its weights are 8 bits. Products that were merged into a generated
-  kernel (`Subgraph`) are judged by their weights.
+  kernel (`Subgraph`) are judged by their weights; those of two activations (attention is one kernel) by whether all that
+  flows into the kernel is 8 bits and the zero points suit.
 - Any other operator computes in integers if it reads and writes 8 bits, whatever a generated kernel does inside.
 - A node that holds nothing of the file but QuantizeLinear and DequantizeLinear is a conversion, and so is a reordering
   between floats and integers.
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.coverage import Arithmetic, Coverage, Left, Step, tally
-from edgeopt.coverage._openvino_causes import why
+from edgeopt.coverage._openvino_causes import multiplies_activations, suits_integers, why
 from edgeopt.coverage._openvino_source import Source
 from edgeopt.coverage._products import is_product
 from edgeopt_wire.errors import RuntimeFailure
@@ -186,16 +187,31 @@ def _steps(graph: _Graph, node: _Node) -> list[Step]:
 
 
 def _generated(graph: _Graph, node: _Node, products: Sequence[Any]) -> list[Step]:
-    """The products inside a generated kernel, each judged by its own weights where there are as many of them."""
+    """The products inside a generated kernel: by their weights where there are as many of them, or by all that flows in."""
+    program = graph.source.program
+    attention = [product for product in products if multiplies_activations(program, product)]
+    weighing = [product for product in products if product not in attention]
     weights, rows = node.weights, prod(node.output[:-1])
     is_fed = node.reads in _NARROW or graph.source.quantizes(node.merged)
     narrow = [is_fed and given.writes[0] in _NARROW for given in weights]
     macs: list[int | None] = [rows * prod(given.output) or None for given in weights]
-    if len(weights) != len(products):
-        narrow, macs = [bool(narrow) and all(narrow)] * len(products), [None] * len(products)
-    return [
+    if len(weights) != len(weighing):
+        narrow, macs = [bool(narrow) and all(narrow)] * len(weighing), [None] * len(weighing)
+    is_narrow = all(given.writes[0] in _NARROW for given in node.inputs if not given.is_constant)
+    steps = [
         _step(graph, node, product, is_integer=is_integer, macs=count, is_one=True)
-        for product, is_integer, count in zip(products, narrow, macs, strict=True)
+        for product, is_integer, count in zip(weighing, narrow, macs, strict=True)
+    ]
+    return steps + [
+        _step(
+            graph,
+            node,
+            product,
+            is_integer=is_narrow and suits_integers(program, product),
+            macs=None,
+            is_one=True,
+        )
+        for product in attention
     ]
 
 

@@ -25,6 +25,7 @@ from edgeopt.passes import Order, Result
 from edgeopt.ranges import Range
 from edgeopt.simulate.saturation import check_saturation, narrow_ranges, weight_layers
 from edgeopt.training.spans import find_learned
+from edgeopt.zero_points import symmetric_tensors
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError, RuntimeFailure, UnsupportedError
@@ -70,7 +71,8 @@ def apply(model: Model, order: Order) -> Result:
     quantized = with_ranges(folded, scheme, ranges, order.exclude)
     onnx.checker.check_model(quantized)
     said = filter(None, (*_said(ranges, order), learned.sentence()))
-    notes = (*_notes(folded, order.exclude), *said, *alarms(ranges, outputs))
+    zero = _symmetric(folded, scheme, ranges, order.exclude)
+    notes = (*_notes(folded, order.exclude, zero), *said, *alarms(ranges, outputs))
     result = replace(model, program=quantized)
     return Result(result, (*notes, *_saturation(result, scheme)), order.ranges)
 
@@ -86,6 +88,10 @@ def with_ranges(
     from onnxruntime.quantization.registry import QDQRegistry
 
     overrides = _pair_safe(folded, exclude, QuantType.QInt8) if scheme.pair_safe else {}
+    overrides |= {
+        name: [{"quant_type": QuantType.QInt8, "symmetric": True}]
+        for name in _symmetric(folded, scheme, ranges, exclude)
+    }
     unused = dict.fromkeys(
         _tensors(folded), Range(-1.0, 1.0)
     )  # the quantizer looks at what it then fuses away
@@ -124,6 +130,15 @@ def with_ranges(
     _free_outputs(quantized)
     quantized.producer_name, quantized.producer_version = "edgeopt", ""
     return quantized
+
+
+def _symmetric(
+    folded: Any, scheme: Scheme, ranges: Mapping[str, Range], exclude: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Activations whose zero point must be 0, where not all are symmetric anyway."""
+    if not scheme.zero_products or scheme.symmetric_activations:
+        return ()
+    return symmetric_tensors(folded, ranges, _excluded(folded, exclude))
 
 
 def _pair_safe(folded: Any, exclude: tuple[str, ...], kind: Any) -> dict[str, list[dict[str, Any]]]:
@@ -261,10 +276,10 @@ def _excluded(program: Any, exclude: tuple[str, ...]) -> list[str]:
     return sorted(select(program, exclude))
 
 
-def _notes(program: Any, exclude: tuple[str, ...]) -> tuple[str, ...]:
-    if not exclude:
-        return ()
-    return (f"left in float by the recipe: {', '.join(_excluded(program, exclude))}",)
+def _notes(program: Any, exclude: tuple[str, ...], zero: tuple[str, ...]) -> tuple[str, ...]:
+    left = f"left in float by the recipe: {', '.join(_excluded(program, exclude))}" if exclude else ""
+    symmetric = f"int8 with zero point 0, as the runtime multiplies them: {', '.join(zero)}" if zero else ""
+    return tuple(filter(None, (left, symmetric)))
 
 
 def _f32(value: float) -> Any:
