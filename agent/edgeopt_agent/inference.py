@@ -15,6 +15,7 @@ from edgeopt_agent.store import Store
 from edgeopt_wire import seam
 from edgeopt_wire.errors import RecipeError, TransportError
 from edgeopt_wire.manifest import Manifest
+from edgeopt_wire.tensor import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +80,7 @@ def read_data(data: Path, manifest: Manifest) -> dict[str, np.ndarray]:
         if data.suffix in (".npy", ".npz"):
             loaded = np.load(data, allow_pickle=False)
             given = {signature[0].name: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-            return {spec.name: given[spec.name] for spec in signature}
+            return {spec.name: _as_said(given[spec.name], spec) for spec in signature}
     except KeyError as error:
         raise RecipeError(
             f"{data} has no array {error}; the model takes {[spec.name for spec in signature]}"
@@ -89,6 +90,15 @@ def read_data(data: Path, manifest: Manifest) -> dict[str, np.ndarray]:
     if not manifest.preprocess:
         raise RecipeError("the package does not say how a photo becomes its input; give a .npy file instead")
     return {signature[0].name: load_photo(data, manifest.preprocess, signature[0])}
+
+
+def _as_said(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """An array file's values in the model's dtype; float64, which numpy makes by itself, becomes float32."""
+    import numpy as np
+
+    if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        raise RecipeError(f"input {spec.name!r}: expected {spec.dtype}, found {array.dtype.name}")
+    return array.astype(spec.dtype, copy=False)
 
 
 def _active(store: Store, model: str) -> tuple[str, Installed]:
