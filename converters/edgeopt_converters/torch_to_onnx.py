@@ -39,24 +39,13 @@ def convert(model: Model) -> Model:
         UnsupportedError: PyTorch has no ONNX form of an operator; the message names it.
         RecipeError: The weights are more than one ONNX file can hold (2 GiB).
     """
-    import torch
-
     weights_bytes = sum(tensor.nbytes for tensor in model.program.state_dict.values())
     if weights_bytes > MAX_BYTES:
         raise RecipeError(
             f"{model.name}: {weights_bytes / 2**30:.1f} GiB of weights do not fit an ONNX file (2 GiB); "
             "quantize or prune the model first"
         )
-    try:
-        with _quiet():
-            exported = torch.onnx.export(
-                model.program, dynamo=True, external_data=False, opset_version=OPSET, verbose=False
-            )
-    except Exception as error:  # the exporter raises its own and others' errors; all mean that it cannot
-        raise UnsupportedError(
-            f"{model.name}: PyTorch cannot export this model to ONNX: {_cause(error)}"
-        ) from error
-    program = exported.model_proto
+    program = _exported(model, optimize=True).model_proto
     _forget_origin(program)
     _check_opsets(program, model.name)
     inputs, outputs = edges(program)
@@ -71,6 +60,40 @@ def convert(model: Model) -> Model:
             replace(found, layout=given.layout) for found, given in zip(outputs, model.outputs, strict=True)
         ),
     )
+
+
+def with_batch_norms(model: Model) -> Any:
+    """Export with batch normalizations as they are, for whoever wants to read them; constants are folded.
+
+    Raises:
+        UnsupportedError: PyTorch has no ONNX form of an operator; the message names it.
+    """
+    from onnxscript import optimizer
+
+    exported = _exported(model, optimize=False)
+    with _quiet():
+        optimizer.fold_constants(exported.model)
+        optimizer.remove_unused_nodes(exported.model)
+    return exported.model_proto
+
+
+def _exported(model: Model, *, optimize: bool) -> Any:
+    import torch
+
+    try:
+        with _quiet():
+            return torch.onnx.export(
+                model.program,
+                dynamo=True,
+                external_data=False,
+                opset_version=OPSET,
+                verbose=False,
+                optimize=optimize,
+            )
+    except Exception as error:  # the exporter raises its own and others' errors; all mean that it cannot
+        raise UnsupportedError(
+            f"{model.name}: PyTorch cannot export this model to ONNX: {_cause(error)}"
+        ) from error
 
 
 def _check_opsets(program: Any, name: str) -> None:

@@ -42,7 +42,9 @@ from edgeopt.recipe import Recipe
 from edgeopt.reporting import Work, build_report, choose, repeatable
 from edgeopt.search import Aim
 from edgeopt.sources import Source, load_source
-from edgeopt.validate import Question, Validation, validate
+from edgeopt.uncalibrated import SAID
+from edgeopt.uncalibrated import making as uncalibrated
+from edgeopt.validate import Question, Validation, not_measured, validate
 from edgeopt.workbench import Workbench
 from edgeopt_converters import graph
 from edgeopt_profiles.profile import load_profile
@@ -96,6 +98,8 @@ class Loaded:
     evaluation: Samples | None
     labels: tuple[str, ...]
     training: Samples | None = None
+    stand_in: Samples | None = None
+    """Noise in place of calibration data, where none is wanted."""
 
 
 def plan_build(request: BuildRequest) -> Plan:
@@ -143,10 +147,12 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
             manifest,
             plan,
             samples=loaded.evaluation,
-            fallback=loaded.calibration,
+            fallback=loaded.calibration or loaded.stand_in,
             question=Question(request.recipe.evaluate, request.budget.max_drop, request.budget.relative),
             bench=bench,
         )
+        if loaded.stand_in is not None:
+            validation = _blind(validation, loaded)
         manifest = replace(manifest, variants=_with_quality(manifest.variants, plan, validation))
         coverage = _read_coverage(plan, made, loaded, progress)
         attributions = _attribute(plan, made, loaded, bench)
@@ -195,6 +201,7 @@ def load_inputs(request: BuildRequest, plan: Plan) -> Loaded:
     from edgeopt.evaluate.preprocess import Preprocess
     from edgeopt.evaluate.samples import load_samples
 
+    uncalibrated.check(request.recipe, request.calibration)
     source = load_source(request.model, request.recipe)
     check_extras(plan, source)
     keys = dict(request.recipe.preprocess or source.preprocess)
@@ -212,7 +219,17 @@ def load_inputs(request: BuildRequest, plan: Plan) -> Loaded:
     labels = source.labels
     if request.recipe.labels:
         labels = _read_labels(Path(request.recipe.labels))
-    return Loaded(source, calibration, evaluation, labels, training)
+    stand_in = (
+        uncalibrated.stand_in(source, request.recipe) if uncalibrated.is_asked(request.recipe) else None
+    )
+    return Loaded(source, calibration, evaluation, labels, training, stand_in)
+
+
+def _blind(validation: Validation, loaded: Loaded) -> Validation:
+    """Say first that no data chose the ranges, and withhold what only noise measured."""
+    if loaded.evaluation is None:
+        validation = not_measured(validation)
+    return replace(validation, warnings=(SAID, *validation.warnings))
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:
@@ -280,6 +297,7 @@ def _variant(candidate: Candidate, plan: Plan, made: Made, place: str) -> Varian
         threads=candidate.threads,
         accelerator=candidate.accelerator,
         notes=made.description.notes,
+        extra=made.description.extra,
     )
 
 

@@ -29,7 +29,7 @@ from edgeopt_wire.errors import RecipeError
 if TYPE_CHECKING:
     import numpy as np
 
-METHODS = ("minmax", "percentile", "mse", "entropy", "auto")
+METHODS = ("minmax", "percentile", "mse", "entropy", "auto", "batchnorm")
 CANDIDATES = ("minmax", "percentile", "mse", "entropy")
 """What `auto` chooses from, for every tensor by itself."""
 
@@ -50,12 +50,15 @@ Judge = Callable[[Mapping[str, Sequence[Range]]], Mapping[str, Range]]
 class Calibration:
     """How ranges are chosen. `percentile` is the share of values, in percent, that is kept on both sides together.
 
-    `auto` tries every method on every tensor and keeps the one with which the model's output changes least.
+    `auto` tries every method on every tensor and keeps the one with which the model's output changes least. `batchnorm`
+    takes no samples but the statistics of batch normalization (`edgeopt.uncalibrated`), and what the model's inputs take:
+    `input_range`, (low, high), which preprocessing says where there is some.
     """
 
     method: str = "mse"
     percentile: float = 99.999
     samples: int = 128
+    input_range: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -64,6 +67,12 @@ class Calibration:
             raise RecipeError(f"calibration percentile must be 90 to 100, found {self.percentile}")
         if self.samples < 1:
             raise RecipeError(f"calibration needs at least one sample, found {self.samples}")
+        if self.input_range and (len(self.input_range) != 2 or self.input_range[0] >= self.input_range[1]):
+            raise RecipeError(f"calibration input_range must be [low, high], found {list(self.input_range)}")
+        if self.input_range and self.method != "batchnorm":
+            raise RecipeError(
+                f'calibration input_range is for method = "batchnorm", found method {self.method!r}'
+            )
 
     def sentence(self) -> str:
         """Say it in a few words."""
@@ -73,6 +82,7 @@ class Calibration:
             "minmax": "min and max",
             "mse": "least squared error",
             "entropy": "least lost information",
+            "batchnorm": "statistics of batch normalization, uncalibrated",
         }.get(self.method, "the method that changes the output least, tensor by tensor")
 
 
@@ -97,11 +107,15 @@ def find_ranges(
     """Choose a range for every observed tensor.
 
     `keep_full` names tensors (the model's outputs) that take their full range with every method. `judge` chooses for
-    `auto`; without one the expected squared error of each tensor by itself does.
+    `auto`; without one the expected squared error of each tensor by itself does. Promised ranges are only looked up.
 
     Raises:
         RecipeError: There is no sample, or a tensor holds NaN or infinity for one.
     """
+    if calibration.method == "batchnorm":
+        from edgeopt.uncalibrated.promises import find_promised, promised
+
+        return find_promised(observe, stream, promised(calibration))
     found = observe_distributions(observe, stream)
     chosen: dict[str, Range] = {}
     candidates: dict[str, tuple[Range, ...]] = {}
@@ -121,6 +135,14 @@ def find_ranges(
 
 def alarms(ranges: Mapping[str, Range], outputs: frozenset[str]) -> tuple[str, ...]:
     """Say which tensors clip more than they round: outputs by name, others counted with the worst named."""
+    made_up = sorted(name for name, span in ranges.items() if span.method == "noise")
+    if made_up:
+        more = f" and {len(made_up) - 3} more" if len(made_up) > 3 else ""
+        said = (
+            f"no statistics tell the ranges of {len(made_up)} of {len(ranges)} tensors ({', '.join(made_up[:3])}{more}): "
+            "they have the ends that they took on noise"
+        )
+        return (said,)
     dominant = {name: span for name, span in ranges.items() if span.is_clipping_dominant}
     found = [
         f"output {name!r} is clipped: {100 * dominant[name].clipped:.3f} % of its values"

@@ -22,6 +22,7 @@ from edgeopt.plan import Artifact, Plan
 from edgeopt.prepare import prepared, wants_pair_safe
 from edgeopt.recipe import Recipe
 from edgeopt.sources import Source
+from edgeopt.uncalibrated import making as uncalibrated
 from edgeopt.workbench import Workbench
 from edgeopt_converters.model import Model
 from edgeopt_wire.errors import RecipeError
@@ -39,17 +40,21 @@ def make_artifacts(
         RecipeError: An int8 artifact is planned and there are no calibration samples.
         UnsupportedError: An operator of the model does not exist in a format.
     """
+    is_blind = uncalibrated.is_asked(recipe)
     for artifact in plan.artifacts:
-        if artifact.precision == "int8" and samples is None:
+        if artifact.precision == "int8" and samples is None and not is_blind:
             raise RecipeError(
                 f"{artifact.id} needs calibration data: give --calibration DATA (a folder of images, an .npz file or "
-                "module:factory), or ask for other precisions in the recipe"
+                "module:factory), or ask for other precisions in the recipe; where there is none, [calibration] "
+                'method = "batchnorm" in the recipe makes uncalibrated int8 files of a model that has batch normalizations'
             )
     floats = {name: lower(name, source.model, source.sha256, bench) for name in plan.formats}
     fused = _fused(plan, floats, recipe, bench)
     bases = prepared(plan, source, fused, samples=samples, recipe=recipe, bench=bench)
-    made: dict[str, Made] = {}
+    made = uncalibrated.make_int8(plan, source, fused, recipe, bench) if is_blind else {}
     for artifact in plan.artifacts:
+        if artifact.id in made:
+            continue
         base = fused[artifact.format] if artifact.pass_name else floats[artifact.format]
         if artifact.precision == "int8":
             base = bases[artifact.format]

@@ -51,6 +51,11 @@ def fold_and_tell(program: Any, *, running_statistics: bool = False) -> Fused:
     return replace(fused, program=_inferred(_optimized(fused.program)))
 
 
+def unfused(program: Any) -> Any:
+    """Fold constants and infer shapes, and leave batch normalizations where they stand."""
+    return _inferred(_optimized(program))
+
+
 def _optimized(program: Any) -> Any:
     import onnx
     import onnxruntime as ort

@@ -21,9 +21,10 @@ mean = [0.485, 0.456, 0.406]
 std = [0.229, 0.224, 0.225]
 
 [calibration]
-method = "mse"                        # or "minmax", "percentile", "entropy", "auto"
+method = "mse"                        # or "minmax", "percentile", "entropy", "auto"; without any data: "batchnorm"
 percentile = 99.999                   # of the percentile method
 samples = 128
+input_range = [0.0, 1.0]              # of the batchnorm method, where [preprocess] does not say it
 
 [quantize]
 rounding = "gptq"                     # or "nearest": how weights meet the int8 grid

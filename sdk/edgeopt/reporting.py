@@ -281,6 +281,7 @@ def _candidate(
         coverage=work.coverage.get(candidate.artifact),
         estimate=work.prediction(candidate.id).estimate,
         no_estimate=work.prediction(candidate.id).reason,
+        calibration=str(made[candidate.artifact].description.extra.get("calibration", "")),
     )
 
 

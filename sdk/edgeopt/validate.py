@@ -39,6 +39,7 @@ OUTPUTS_FILE, GOLDEN_FOLDER = "outputs.npz", "golden"
 
 WITHOUT_EVALUATION = "no evaluation data: quality was measured on the calibration samples, which flatters"
 WITHOUT_DATA = "no data: quality was measured on random inputs, which says little about real ones"
+NOT_MEASURED = "quality was not measured: there was no data; give --evaluation DATA"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,22 @@ class Validation:
         """The figures that a manifest keeps, or None where the artifact was not run."""
         found = self.assessments.get(artifact_id)
         return found.quality if found else None
+
+
+def not_measured(validation: Validation) -> Validation:
+    """Take back every figure of quality that was taken on made-up inputs.
+
+    Raises:
+        RuntimeFailure: An artifact gives NaN or infinity even there.
+    """
+    from edgeopt.evaluate.metrics import SQNR_CEILING_DB
+
+    for name, found in validation.assessments.items():
+        if found.quality.sqnr_db is not None and found.quality.sqnr_db <= -SQNR_CEILING_DB:
+            raise RuntimeFailure(f"{name} gives NaN or infinity where the unmodified model gives numbers")
+    flattering = (WITHOUT_EVALUATION, WITHOUT_DATA)
+    others = tuple(text for text in validation.warnings if text not in flattering)
+    return Validation({}, (NOT_MEASURED, *others))
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ def _variant(manifest: Manifest, variant: Variant, report: BuildReport | None) -
         "precision": variant.precision,
         "threads": variant.threads,
         "accelerator": variant.accelerator,
+        "calibration": variant.extra.get("calibration", ""),
         "file_bytes": size,
         "times_smaller": round(baseline_bytes / size, 3) if baseline_bytes and size else None,
         "samples": quality.samples if quality else 0,
@@ -123,6 +124,7 @@ def _print(console: Console, document: dict[str, Any]) -> None:
     from rich.table import Table
 
     from edgeopt.report.table import number
+    from edgeopt.uncalibrated import SAID
 
     console.print(
         f"[bold]{document['name']} {document['version']}[/] for {document['device']}, "
@@ -134,7 +136,7 @@ def _print(console: Console, document: dict[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "variant" else "right", no_wrap=True)
     for row in document["variants"]:
         table.add_row(
-            row["id"],
+            f"{row['id']}\n  ({row['calibration']})" if row["calibration"] else row["id"],
             f"{row['file_bytes'] / 1e6:.2f}",
             number(row["times_smaller"], "{:.2f}"),
             number(row["metric_value"], "{:.3f}"),
@@ -149,5 +151,7 @@ def _print(console: Console, document: dict[str, Any]) -> None:
         console.print(
             f"[dim]p50 on {measured_on}; x faster: against float in the same runtime[/]", highlight=False
         )
+    if any(row["calibration"] for row in document["variants"]):
+        console.print(f"[yellow]note:[/] {SAID}", highlight=False)
     if document["measurements_missing"]:
         console.print(f"[yellow]note:[/] {document['measurements_missing']}", highlight=False)

@@ -71,7 +71,8 @@ class Fidelity:
 class Candidate:
     """One way to run the model. `times_faster` is against float in the same runtime with as many threads.
 
-    `estimate` is of the device and not measured; `no_estimate` says why there is none.
+    `estimate` is of the device and not measured; `no_estimate` says why there is none. `calibration` is "uncalibrated"
+    where no data chose the ranges, else empty.
     """
 
     id: str
@@ -96,6 +97,7 @@ class Candidate:
     coverage: Coverage | None = None
     estimate: Estimate | None = None
     no_estimate: str = ""
+    calibration: str = ""
 
 
 @dataclass(frozen=True)

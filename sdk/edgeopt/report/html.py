@@ -90,9 +90,10 @@ def _steps(report: BuildReport) -> str:
     passes = sorted({c.precision for c in report.candidates if c.precision != "fp32"})
     made = sum(1 for c in report.candidates if c.precision != "fp32")
     cards.append(("2. Optimize", ", ".join(passes) or "nothing", f"{made} candidates"))
-    if best is not None and best.quality is not None:
-        agreement = number(best.quality.agreement, "{:.3f}")
-        cards.append(("3. Validate", f"agreement {agreement}", f"{best.id}, {best.quality.samples} samples"))
+    if best is not None:
+        quality = best.quality
+        shown = f"agreement {number(quality.agreement, '{:.3f}')}" if quality else "not measured"
+        cards.append(("3. Validate", shown, f"{best.id}, {quality.samples if quality else 'no'} samples"))
         gain = (
             f"{number(best.times_faster, '{:.2f}')}x faster, {number(best.times_smaller, '{:.2f}')}x smaller"
         )

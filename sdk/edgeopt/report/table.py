@@ -19,7 +19,8 @@ FOR_COMPARISON = "for comparison only"
 def print_table(console: Console, report: BuildReport) -> None:
     """Print candidates, fall-backs and warnings."""
     samples = next((c.quality.samples for c in report.candidates if c.quality), 0)
-    title = f"{report.model} {report.version} for {report.device}: measured on {samples} samples"
+    measured = f"measured on {samples} samples" if samples else "quality not measured"
+    title = f"{report.model} {report.version} for {report.device}: {measured}"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1), header_style="underline")
     for heading in (
         "candidate",
@@ -57,8 +58,9 @@ def cells(candidate: Candidate) -> list[str]:
     """One candidate's figures as text; a dash where there is none."""
     quality = candidate.quality
     timing = candidate.measurement.timing if candidate.measurement else None
+    called = f" ({candidate.calibration})" if candidate.calibration else ""
     return [
-        candidate.id,
+        f"{candidate.id}{called}",
         f"{candidate.file_bytes / 1e6:.2f}",
         number(quality.value if quality else None, "{:.3f}"),
         number(quality.agreement if quality else None, "{:.3f}"),
