@@ -156,6 +156,7 @@ class Device:
             lambda: self.store.load_device().newest_moment,
             lambda: time.monotonic() + self.passed.total_seconds(),
         )
+        self.transport.use_clock(self.clock)
         folder = self.config.folder
         self.agent = Agent(
             self.config,
@@ -168,12 +169,16 @@ class Device:
             probe=self._probe,
             now=self.clock.now,
             session="s",
-            monotonic=lambda: FASTER * time.monotonic(),
+            monotonic=self.seconds,
         )
         self.agent.start()
 
     def stop(self) -> None:
         self.transport.close()
+
+    def seconds(self) -> float:
+        """The agent's own seconds."""
+        return FASTER * time.monotonic()
 
     def run_until(self, claim: Callable[[], Any], what: str, wait_s: float = WAIT_S) -> None:
         end = time.monotonic() + wait_s

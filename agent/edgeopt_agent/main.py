@@ -56,7 +56,7 @@ def make_agent(
         needs_time=transport.tells_time,
     )
     outbox = Outbox(store.folder / "outbox", config.device)
-    models = Models(store)
+    models = Models(store, config.serving)
     session = uuid.uuid4().hex
     return Agent(
         config,
@@ -87,7 +87,7 @@ def run_agent(config: AgentConfig, *, once: bool = False, path: Path | None = No
         inbox: Inbox = queue.Queue(INBOX_LENGTH)
         transport, pulse = make_transport(config, inbox), Pulse()
         agent = make_agent(config, store, transport, inbox, progress=pulse.mark)
-        server = LocalServer(config.socket_path, agent.models)
+        server = LocalServer(config.socket_path, agent.models, config.http)
         server.start()
 
         def stop(number: int, _frame: Any) -> None:

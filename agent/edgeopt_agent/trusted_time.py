@@ -59,7 +59,7 @@ class TrustedClock:
         found = [self._built, parse_moment(saved) if saved else self._built]
         if (signed := self.signed_now()) is not None:
             found.append(signed)
-        if self._is_plausible:
+        if self.is_wall_plausible:
             found.append(self._wall())
         return max(found).replace(microsecond=0)
 
@@ -79,7 +79,7 @@ class TrustedClock:
     @property
     def is_known(self) -> bool:
         """Whether there is more to go by than the floor: a plausible clock, or a signed moment."""
-        return self._signed is not None or self._is_plausible
+        return self._signed is not None or self.is_wall_plausible
 
     @property
     def ahead_by(self) -> timedelta | None:
@@ -88,5 +88,6 @@ class TrustedClock:
         return None if signed is None else self._wall() - signed
 
     @property
-    def _is_plausible(self) -> bool:
+    def is_wall_plausible(self) -> bool:
+        """Whether the wall clock may be right: an agent is neither older nor younger than it says."""
         return self._built <= self._wall() <= self._built + LIFETIME

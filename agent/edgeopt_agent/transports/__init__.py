@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire.index import PackageIndex
 from edgeopt_wire.messages import Ack, EventBatch, Reported
 
@@ -62,6 +63,10 @@ class Transport(Protocol):
     """
 
     tells_time: bool
+
+    def use_clock(self, clock: TrustedClock) -> None:
+        """Judge dates, of certificates say, by trusted time from now on."""
+        ...
 
     def start(self) -> None:
         """Begin to connect; returns at once. Messages go into the inbox."""

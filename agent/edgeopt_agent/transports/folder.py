@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgeopt_agent.transports import MAX_FILE_BYTES
+from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire.archive import safe_path
 from edgeopt_wire.errors import DocumentError, ForgedError, TransportError
 from edgeopt_wire.index import PackageIndex
@@ -20,6 +21,9 @@ class FolderTransport:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def use_clock(self, clock: TrustedClock) -> None:
+        """Nothing here has a date."""
 
     def start(self) -> None:
         """Nothing to connect to."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgeopt_agent.transports import MAX_FILE_BYTES, Acknowledged, Inbox, Online, Wanted
+from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire.errors import ForgedError, TransportError
 from edgeopt_wire.index import PackageIndex
 from edgeopt_wire.messages import Ack, EventBatch, Reported
@@ -25,6 +26,9 @@ class MemoryTransport:
     batches: list[EventBatch] = field(default_factory=list)
     pulled: list[int] = field(default_factory=list)
     tells_time: bool = False
+
+    def use_clock(self, clock: TrustedClock) -> None:
+        """Nothing here has a date."""
 
     def start(self) -> None:
         """Be there."""

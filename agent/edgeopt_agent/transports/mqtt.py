@@ -30,7 +30,7 @@ from edgeopt_agent.transports import MAX_FILE_BYTES, Acknowledged, Identity, Inb
 from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire import topics
 from edgeopt_wire.document import from_bytes, to_bytes
-from edgeopt_wire.errors import DocumentError, ForgedError, RecipeError, TransportError
+from edgeopt_wire.errors import DocumentError, ForgedError, NotOfferedError, RecipeError, TransportError
 from edgeopt_wire.index import PackageIndex
 from edgeopt_wire.messages import (
     MAX_META_PAGE_BYTES,
@@ -380,7 +380,7 @@ class MqttTransport:
             if what == "refused":
                 reason = _refusal(payload, index)
                 if reason:
-                    raise TransportError(f"the package is refused: {reason}")
+                    raise NotOfferedError(f"the package is refused: {reason}")
             elif what == "chunk" and len(rest) == 2 and rest[0] == index.sha256[:16] and rest[1].isdigit():
                 return int(rest[1]), payload
         return None, b""
