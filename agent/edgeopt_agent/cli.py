@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`edgeopt-agent`: run | status | doctor | infer | install. Exit codes: 0 done, 1 failed, 2 usage."""
+"""`edgeopt-agent`: run | serve | status | doctor | infer | install. Exit codes: 0 done, 1 failed, 2 usage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    level = logging.INFO if options.command == "run" else logging.WARNING
+    level = logging.INFO if options.command in ("run", "serve") else logging.WARNING
     start_logging(options.log_format, logging.DEBUG if options.verbose else level)
     try:
         code = options.act(options)
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = _command(commands, "run", _run, "run the agent until SIGTERM")
     run.add_argument("--once", action="store_true", help="stop when nothing is left to do")
+    _command(commands, "serve", _serve, "serve what is installed until SIGTERM, without any network")
     status = _command(
         commands, "status", _status, "show what this device runs and how far an installation is"
     )
@@ -81,6 +82,14 @@ def _run(options: argparse.Namespace) -> int:
     from edgeopt_agent.main import run_agent
 
     run_agent(load_config(options.config), once=options.once, path=options.config)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from edgeopt_agent.config import load_config
+    from edgeopt_agent.serve.standalone import serve
+
+    serve(load_config(options.config))
     return 0
 
 

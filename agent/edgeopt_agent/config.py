@@ -11,6 +11,8 @@
 | stand_in | this machine plays the board: every measurement says so | false |
 | transport | `{"kind": "mqtt", "host", "port", "ca", "certificate", "key", "insecure"}` or `{"kind": "folder", "path"}` | needed |
 | socket | Unix socket for local inference | `<state_dir>/agent.sock` |
+| http | `{"port": 8000, "shared_memory": false}`: local inference on a port of 127.0.0.1 as well | none |
+| serving | by model, what goes before the package's own `serving` keys (docs/serving.md) | `{}` |
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeopt_agent.serve.options import HttpOptions
 from edgeopt_agent.transports import Identity, Inbox, Transport
 from edgeopt_wire import __version__, seam, topics
 from edgeopt_wire.document import from_json, parse_json
@@ -48,6 +51,8 @@ class AgentConfig:
     tenant: str = "default"
     stand_in: bool = False
     socket: str = ""
+    http: HttpOptions = field(default_factory=HttpOptions)
+    serving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property

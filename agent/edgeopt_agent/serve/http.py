@@ -9,31 +9,16 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeopt_agent.serve.models import Models
+from edgeopt_agent.serve.options import HttpOptions
 from edgeopt_agent.serve.server import Listener, Server
 from edgeopt_wire.errors import RecipeError, RuntimeFailure, StoreError, TransportError
 
 BACKLOG = 128
 TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True)
-class HttpOptions:
-    """The key `http` of the configuration: `port` of 127.0.0.1 (0: none), and whether its callers may share memory.
-
-    Every user of this machine can reach that port; the Unix socket only the agent's.
-    """
-
-    port: int = 0
-    shared_memory: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.port < 65536:
-            raise ValueError(f"port must be from 0 to 65535, found {self.port}")
 
 
 class LocalServer:

@@ -11,8 +11,9 @@ import pytest
 
 from edgeopt_agent.client import Client
 from edgeopt_agent.machine import Installed
-from edgeopt_agent.serve.http import HttpOptions, LocalServer
+from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models
+from edgeopt_agent.serve.options import HttpOptions
 from edgeopt_agent.store import Store
 from edgeopt_wire.document import to_bytes
 from edgeopt_wire.manifest import Manifest

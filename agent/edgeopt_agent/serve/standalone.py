@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`edgeopt-agent serve`: local inference alone. What is installed is served; nothing is fetched, nothing reported."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from typing import Any
+
+from edgeopt_agent.config import AgentConfig
+from edgeopt_agent.serve.http import LocalServer
+from edgeopt_agent.serve.models import Models
+from edgeopt_agent.store import Store
+from edgeopt_wire.errors import EdgeoptError, RecipeError
+
+_log = logging.getLogger(__name__)
+
+
+def load_models(store: Store, models: Models) -> list[str]:
+    """Serve every active package of the store; return the names of those that serve. One that fails is logged."""
+    served = []
+    for name in store.models():
+        active = store.load_state(name).active
+        if active is None:
+            continue
+        try:
+            models.activate(name, active)
+        except EdgeoptError as error:
+            _log.error("%s: the active package cannot be served: %s", name, error)
+            continue
+        served.append(name)
+    return served
+
+
+def serve(config: AgentConfig, stop: threading.Event | None = None) -> None:
+    """Serve until SIGTERM or SIGINT (or until `stop`, which then takes no signals).
+
+    Raises:
+        StoreError: The state directory cannot be used, or another agent uses it.
+        RecipeError: No model is installed that can be served.
+    """
+    from edgeopt_agent.main import only_one
+
+    store = Store(config.folder)
+    with only_one(store):
+        models = Models(store, config.serving)
+        if not load_models(store, models):
+            raise RecipeError(f"no model of {config.folder} can be served; install one first")
+        if stop is None:
+            stop = _stop_at_signal()
+        server = LocalServer(config.socket_path, models, config.http)
+        server.start()
+        _log.info("serving %s on %s", ", ".join(models.names()), config.socket_path)
+        try:
+            stop.wait()
+        finally:
+            server.stop()
+
+
+def _stop_at_signal() -> threading.Event:
+    stop = threading.Event()
+
+    def end(number: int, _frame: Any) -> None:
+        _log.info("signal %d: ending after what is in hand", number)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    return stop
