@@ -24,7 +24,9 @@ from edgeopt.recipe import Recipe
 from edgeopt.sources import Source
 from edgeopt.uncalibrated import making as uncalibrated
 from edgeopt.workbench import Workbench
+from edgeopt.zero_points import suited
 from edgeopt_converters.model import Model
+from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -167,9 +169,15 @@ def _order(
     if artifact.precision != "int8" or samples is None:
         return Order(exclude=recipe.exclude, options=options)
     return Order(
-        scheme=artifact.scheme,
+        scheme=_scheme(artifact, base),
         calibration=recipe.thorough_calibration,
         samples=Adapted(samples, source.model.inputs, base.description.inputs),
         exclude=recipe.exclude,
         options=options,
     )
+
+
+def _scheme(artifact: Artifact, base: Made) -> Scheme | None:
+    """The artifact's scheme without what changes nothing in this model, so that a file for two runtimes is made once."""
+    scheme = artifact.scheme
+    return suited(scheme, base.model().program) if scheme is not None and scheme.zero_products else scheme

@@ -19,7 +19,7 @@ from edgeopt_profiles.reader import shared_schemes
 from edgeopt_wire.tensor import TensorSpec
 
 PLAIN, ZERO = shared_schemes()["u8s8"], shared_schemes()["u8s8-zero"]
-IMAGE, SEQUENCE = (1, 3, 32, 32), (1, 64, 128)
+IMAGE = (1, 3, 32, 32)
 
 
 def model(
@@ -42,7 +42,7 @@ def model(
     return Model("onnx", program, "net", (edge,), (TensorSpec("y", made, "float32"),))
 
 
-def decoder(*, relu: bool) -> Model:
+def decoder(*, relu: bool, width: int = 32, size: int = 32) -> Model:
     """A transposed convolution between convolutions, with a ReLU in front of it or without."""
     node = helper.make_node
     nodes = [
@@ -52,12 +52,13 @@ def decoder(*, relu: bool) -> Model:
         node("Relu", ["u"], ["v"], "act2"),
         node("Conv", ["v", "w1"], ["y"], "tail", pads=[1] * 4),
     ]
-    return model(nodes, {"w0": (32, 3, 3, 3), "wt": (32, 32, 2, 2), "w1": (8, 32, 3, 3)}, IMAGE)
+    shapes = {"w0": (width, 3, 3, 3), "wt": (width, width, 2, 2), "w1": (8, width, 3, 3)}
+    return model(nodes, shapes, (1, 3, size, size))
 
 
-def attention() -> Model:
+def attention(length: int = 64, width: int = 128) -> Model:
     """One head: softmax(q k) v between projections."""
-    node, (_, length, width) = helper.make_node, SEQUENCE
+    node = helper.make_node
     nodes = [node("MatMul", ["x", f"w{name}"], [name], f"project_{name}") for name in "qkv"]
     nodes += [
         node("Transpose", ["k"], ["kt"], "turn", perm=[0, 2, 1]),
@@ -66,8 +67,7 @@ def attention() -> Model:
         node("MatMul", ["p", "v"], ["o"], "mix"),
         node("MatMul", ["o", "wo"], ["y"], "out"),
     ]
-    assert length < width
-    return model(nodes, {f"w{name}": (width, width) for name in "qkvo"}, SEQUENCE)
+    return model(nodes, {f"w{name}": (width, width) for name in "qkvo"}, (1, length, width))
 
 
 def samples(shape: tuple[int, ...], seed: int = 0) -> list[dict[str, np.ndarray]]:
