@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COUNTS = (32, 512)
 LIMIT_MIB = 600
 FLAT = 0.10
-PEER_GIB = 12
+PEER_GIB = 6
 SHAPE = (1, 3, 224, 224)
 MODEL = "efficientnet-lite0"
 PEER, PEER_METHODS = "onnxruntime", ("minmax", "percentile", "entropy")

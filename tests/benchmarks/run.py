@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from work import Arrays
 
 THREADS = (1, 2)
+NEAREST = "-nearest"
+"""Ways that only show what rounding gains, on the models of `make bench`: they take minutes on larger ones."""
+
 JUDGES = 2
 """Files that are judged at once; nothing is timed then."""
 
@@ -121,7 +124,8 @@ class Bench:
         """Make, judge, time."""
         self._take_floats()
         for variant in variants(peers, self.about.bits):
-            self._make(variant)
+            if self.name in registry.QUICK or not variant.name.endswith(NEAREST):
+                self._make(variant)
         scratch = self.cache / "scratch" / self.name
         shutil.rmtree(scratch, ignore_errors=True)
         self._judge(scratch)
