@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from edgeopt_agent.conditions import architecture
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.files import disk_error
+from edgeopt_agent.fits import check_fits, this_machine
 from edgeopt_agent.machine import Effect, Event, Installed, Kind, State
 from edgeopt_agent.probe import ProbeRequest
 from edgeopt_agent.store import Store
@@ -106,24 +106,9 @@ class Installer:
             )
         if index.sha256 in state.refused:
             raise UnsupportedError(f"refused before: {state.refused[index.sha256]}")
-        self._check_compatible(index)
+        check_fits(index, self.config, this_machine(self.store.folder))
         self._indexes[state.model] = index
         return Event(Kind.DONE, installed=Installed(state.free_slot, index.version, index.sha256))
-
-    def _check_compatible(self, index: PackageIndex) -> None:
-        wanted, config = index.compatible, self.config
-        if config.device_class != index.device and config.device_class not in wanted.device_classes:
-            fits = ", ".join(wanted.device_classes) or index.device
-            raise UnsupportedError(
-                f"{index.name} {index.version} is a package for {fits}, this device is a {config.device_class}; "
-                "nothing was fetched"
-            )
-        here = architecture()
-        if wanted.architectures and here not in wanted.architectures and not config.stand_in:
-            raise UnsupportedError(
-                f"{index.name} {index.version} is built for {', '.join(wanted.architectures)}, this machine is {here}; "
-                "nothing was fetched"
-            )
 
     def _download(self, state: State) -> Event:
         index = self._index(state)

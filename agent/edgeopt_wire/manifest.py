@@ -97,13 +97,28 @@ class Variant:
 
 @dataclass(frozen=True)
 class Compatible:
-    """Which device may install the package; checked before a byte of it is fetched."""
+    """Which device may install the package; checked before a byte of it is fetched.
+
+    `memory_mib` is the memory of a process that runs the smallest variant, measured where the package was built, 0 if
+    nobody measured. The index that `edgeopt publish` signs adds it, and the runtimes, under `extra`: measured figures do
+    not stand in the package, whose bytes repeat.
+    """
 
     device_classes: tuple[str, ...]
     architectures: tuple[str, ...] = ()
     memory_mib: int = 0
     disk_bytes: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        found = self.extra.get("runtimes", {})
+        if not isinstance(found, Mapping) or not all(isinstance(text, str) for text in found.values()):
+            raise ValueError("compatible.runtimes must be an object of runtime -> oldest version")
+
+    @property
+    def runtimes(self) -> Mapping[str, str]:
+        """Runtimes of which the device needs one, with the oldest version that is known to run it, or empty."""
+        return dict(self.extra.get("runtimes", {}))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.keys import Ask, find_signer, key_path, root_signers
+from edgeopt.needs import needs
 from edgeopt_wire.archive import PackageReader
 from edgeopt_wire.document import from_bytes, to_bytes
 from edgeopt_wire.errors import RecipeError, StoreError
@@ -55,14 +56,14 @@ def publish(
     from edgeopt.repository import Repository
 
     with PackageReader(package) as reader:
-        reader.verify()
+        digest = reader.verify()
         manifest = reader.manifest
     index = index_of(
         package,
         name=manifest.name,
         version=manifest.version,
         device=manifest.device,
-        compatible=manifest.compatible,
+        compatible=needs(manifest, package, digest),
     )
     folders = (keys,) if isinstance(keys, Path) else tuple(keys)
     target = target_path(index.name, index.version, index.device)

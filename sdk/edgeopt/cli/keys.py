@@ -14,7 +14,10 @@ passphrase_option = click.option(
     "--passphrase", is_flag=True, help="Ask for a passphrase ($EDGEOPT_KEY_PASSPHRASE answers)."
 )
 repository_option = click.option(
-    "--repository", required=True, type=click.Path(path_type=Path, file_okay=False, exists=True)
+    "--repository",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="The signed repository.",
 )
 keys_option = click.option(
     "--keys",
