@@ -5,6 +5,7 @@ Rules:
 - A free batch axis becomes 1. Any other free axis is refused, unless the caller gives the input's shape.
 - Weights are constants: an initializer that is also listed as an input (files before 2019) is no input.
 - Files older than opset 13 are brought to opset 17 by ONNX's own version converter; newer ones stay as they are.
+- Every operator has a name of its own, from what it makes where the file gives none: recipes and reports call it so.
 - Everything is in memory: weights outside the file are read from beside it, and missing ones are named.
 """
 
@@ -47,6 +48,7 @@ def load_onnx(
         for note in notes:
             _log.info("%s: %s", path, note)
     program = _modern(program, path)
+    _name_operators(program.graph)
     return _checked(program, name, {spec.name: spec.layout for spec in inputs}, path)
 
 
@@ -100,6 +102,14 @@ def _read(path: Path) -> Any:
             "or save the model with its weights inside"
         ) from error
     return program
+
+
+def _name_operators(graph: Any) -> None:
+    taken: set[str] = set()
+    for node in graph.node:
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{next(filter(None, node.output), len(taken))}"
+        taken.add(node.name)
 
 
 def _drop_weight_inputs(graph: Any) -> None:

@@ -87,6 +87,17 @@ def test_weights_in_another_file_are_read_or_missed_by_name(tmp_path):
         load_onnx(path, name="m")
 
 
+def test_operators_without_a_name_of_their_own_are_named_after_what_they_make(tmp_path):
+    path = write(tmp_path / "m.onnx")
+    for given, wanted in ((["", ""], ["Conv_c", "Relu_y"]), (["same", "same"], ["same", "Relu_y"])):
+        program = onnx.load(str(path))
+        for node, name in zip(program.graph.node, given, strict=True):
+            node.name = name
+        onnx.save_model(program, str(tmp_path / "unnamed.onnx"))
+        found = load_onnx(tmp_path / "unnamed.onnx", name="m").program
+        assert [node.name for node in found.graph.node] == wanted
+
+
 def test_old_opset_is_brought_up(tmp_path):
     model = load_onnx(write(tmp_path / "m.onnx", opset=9, ir_version=4), name="m")
     assert model.program.opset_import[0].version == 17
