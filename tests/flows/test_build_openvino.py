@@ -202,28 +202,50 @@ def test_an_analysis_reads_what_openvino_computes_in_integers(folder: Path) -> N
     assert found["scheme"] == "openvino-int8-u8s8-safe"
 
 
-def test_an_agent_measures_both_variants_and_keeps_one(built: dict[str, Any], folder: Path) -> None:
-    keys, repository, device = folder / "keys", folder / "repository", folder / "device"
-    create_keys(keys)
-    publish(Path(built["files"]["package"]), repository, keys, now=datetime.now(UTC).replace(microsecond=0))
+@pytest.fixture(scope="module")
+def repository(built: dict[str, Any], folder: Path) -> Path:
+    create_keys(folder / "keys")
+    now = datetime.now(UTC).replace(microsecond=0)
+    publish(Path(built["files"]["package"]), folder / "repository", folder / "keys", now=now)
+    return folder / "repository"
+
+
+def installed(repository: Path, device: Path, **environment: str) -> dict[str, Any]:
+    """Install on a device of its own; its measurements by variant."""
     device.mkdir()
     config = device / "agent.json"
     config.write_text(json.dumps({
         "schema": "edgeopt.agent/1", "device": "d1", "device_class": "x86-64", "state_dir": str(device / "state"),
         "root": str(repository / "metadata" / "1.root.json"), "transport": {"kind": "folder", "path": str(repository)},
     }))  # fmt: skip
-    done = run("edgeopt-agent", "install", "--config", config, repository)
+    done = run("edgeopt-agent", "install", "--config", config, repository, **environment)
     assert done.returncode == 0, done.stderr
     events = [json.loads(file.read_text()) for file in (device / "state" / "outbox").iterdir()]
-    probed = {
-        event["body"]["variant"]: event["body"] for event in events if event.get("kind") == "measurement"
-    }
+    return {event["body"]["variant"]: event["body"] for event in events if event.get("kind") == "measurement"}
+
+
+def test_an_agent_measures_both_variants_and_keeps_one(repository: Path, folder: Path) -> None:
+    probed = installed(repository, folder / "device")
     assert {"onnxruntime-int8-1t", "openvino-int8-1t"} <= set(probed)
     assert all(body["golden_ok"] for body in probed.values())
+    config = folder / "device" / "agent.json"
     answer = json.loads(
         run("edgeopt-agent", "infer", "--config", config, folder / "one.npy", "--json").stdout
     )
     assert answer["outputs"]["y"]["shape"] == [1, 10]
+
+
+def test_a_device_without_openvino_keeps_the_other_variant_of_the_file(
+    repository: Path, folder: Path
+) -> None:
+    hidden = folder / "without"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text("import sys\nsys.modules['openvino'] = None\n")
+    probed = installed(repository, folder / "bare", PYTHONPATH=str(hidden))
+    assert probed["onnxruntime-int8-1t"]["golden_ok"]
+    assert "edgeopt-agent[openvino]" in probed["openvino-int8-1t"]["error"]
+    status = run("edgeopt-agent", "status", "--config", folder / "bare" / "agent.json", "--json")
+    assert json.loads(status.stdout)["models"][0]["variant"].startswith("onnxruntime-int8")
 
 
 def test_a_model_for_which_openvino_has_no_precision_is_told(folder: Path) -> None:
