@@ -23,14 +23,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-import numpy as np
 
 from edgeopt_agent.client_wire import Connection, Reply, ServerBusy, head_of
 from edgeopt_agent.serve.datatypes import BYTES, DTYPES, array_of, bytes_of, datatype_of, items_of
 from edgeopt_wire.errors import RecipeError, TransportError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["Answer", "Client", "ServerBusy", "Shared"]
 
@@ -147,6 +148,8 @@ class Shared:
     def __init__(
         self, connection: Connection, model: str, metadata: Mapping[str, Any], rows: int, name: str
     ) -> None:
+        import numpy as np
+
         self._connection = connection
         self._name = name
         places = [
@@ -215,6 +218,8 @@ class Shared:
 
 
 def _answer(reply: Reply) -> Answer:
+    import numpy as np
+
     document = json.loads(bytes(reply.content))
     outputs, at = {}, 0
     for entry in document["outputs"]:
@@ -232,6 +237,8 @@ def _answer(reply: Reply) -> Answer:
 
 
 def _array(value: Any) -> np.ndarray:
+    import numpy as np
+
     if isinstance(value, np.ndarray):
         return value
     items = [value] if isinstance(value, (bytes, str)) else list(value)
@@ -254,6 +261,8 @@ def _entry(name: str, array: np.ndarray, parameters: Mapping[str, Any]) -> dict[
 
 
 def _place(edge: Mapping[str, Any], rows: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    import numpy as np
+
     shape = tuple(rows if axis == -1 else axis for axis in edge["shape"])
     return shape, np.dtype(DTYPES[edge["datatype"]])
 
