@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from edgeopt_agent.config import AgentConfig
+from edgeopt_agent.deltas import find_way, pull_by_delta
 from edgeopt_agent.files import disk_error
 from edgeopt_agent.fits import check_fits, this_machine
 from edgeopt_agent.machine import Effect, Event, Installed, Kind, State
 from edgeopt_agent.probe import ProbeRequest
-from edgeopt_agent.store import Store
+from edgeopt_agent.store import Incoming, Store
 from edgeopt_agent.transports import Transport
 from edgeopt_wire.errors import (
     EdgeoptError,
@@ -116,27 +117,35 @@ class Installer:
         missing = incoming.missing()
         if missing:
             incoming.reserve()
-            there = set(range(len(index.chunks))) - set(missing)
-            since = 0
-
-            def keep(number: int, chunk: bytes) -> bool:
-                nonlocal since
-                if self.is_stopping():
-                    raise TransportError("the agent is told to stop")
-                if not incoming.put(number, chunk):
-                    return False
-                there.add(number)
-                since += 1
-                if since >= CHECKPOINT_CHUNKS:
-                    incoming.checkpoint(there)
-                    since = 0
-                return True
-
-            try:
-                self.transport.pull(index, missing, keep)
-            finally:
-                incoming.checkpoint(there)
+            way = find_way(index, state, self.store) if len(missing) == len(index.chunks) else None
+            if way is None or not pull_by_delta(way, index, self.store, self._fill):
+                self._fill(incoming)
         return Event(Kind.DONE)
+
+    def _fill(self, incoming: Incoming) -> None:
+        """Pull what is missing of a blob; what came is on the disk whatever ends the pull."""
+        missing = incoming.missing()
+        there = set(range(len(incoming.index.chunks))) - set(missing)
+        since = 0
+
+        def keep(number: int, chunk: bytes) -> bool:
+            nonlocal since
+            if self.is_stopping():
+                raise TransportError("the agent is told to stop")
+            if not incoming.put(number, chunk):
+                return False
+            there.add(number)
+            since += 1
+            if since >= CHECKPOINT_CHUNKS:
+                incoming.checkpoint(there)
+                since = 0
+            return True
+
+        try:
+            if missing:
+                self.transport.pull(incoming.index, missing, keep)
+        finally:
+            incoming.checkpoint(there)
 
     def _verify(self, state: State) -> Event:
         index = self._index(state)

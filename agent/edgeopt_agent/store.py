@@ -107,6 +107,10 @@ class Store:
         """The package of `index` while it arrives; what is there already is kept."""
         return Incoming(self.folder / "incoming" / index.sha256, index)
 
+    def incoming_delta(self, index: PackageIndex, delta: PackageIndex) -> Incoming:
+        """A delta of the package of `index` while it arrives; it goes when that package goes."""
+        return Incoming(self.folder / "incoming" / f"{index.sha256}.delta", delta)
+
     def stage(self, index: PackageIndex, slot: str) -> Manifest:
         """Read the arrived package back, hash it, unpack it into `slot`; nothing of an older content stays.
 
@@ -218,13 +222,13 @@ class Incoming:
         """Numbers of the chunks that are not there; those that are were hashed again after a start."""
         return [number for number, there in enumerate(self._known()) if not there]
 
-    def reserve(self) -> None:
-        """Take room for the package and for unpacking it.
+    def reserve(self, beside: int | None = None) -> None:
+        """Take room for these bytes, and see that there is room `beside` them (default: to unpack the package).
 
         Raises:
             StoreError: There is not enough; the message says how much is.
         """
-        need = 2 * self.index.size_bytes + SPARE_BYTES
+        need = self.index.size_bytes + (self.index.size_bytes if beside is None else beside) + SPARE_BYTES
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             already = self.path.stat().st_size if self.path.exists() else 0

@@ -29,6 +29,10 @@ class TransportError(EdgeoptError):
     """The other side cannot be reached now; trying later may help."""
 
 
+class NotOfferedError(TransportError):
+    """The other side is there and does not give this: what was asked for is not for this device, or not known."""
+
+
 class StoreError(EdgeoptError):
     """The disk refused: full, read-only, wrong permissions, or damaged."""
 

@@ -7,12 +7,13 @@ unverified is kept; `compatible` is checked before a byte of the blob is fetched
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgeopt_wire.manifest import Compatible, check_digest, check_name
 
+_DELTAS = "deltas"
 CHUNK_BYTES = 64 * 1024
 """64 KiB: full speed on every broker measured, and below the smallest payload limit in the field (128 kB)."""
 
@@ -47,6 +48,40 @@ class PackageIndex:
     def chunk_length(self, number: int) -> int:
         """Length in bytes of chunk `number`; only the last is shorter."""
         return min(self.chunk_bytes, self.size_bytes - number * self.chunk_bytes)
+
+
+def with_deltas(index: PackageIndex, deltas: Mapping[str, PackageIndex]) -> PackageIndex:
+    """The index with its deltas: digest of a base package -> index of the delta blob. Old agents do not look at them."""
+    rows = [
+        {
+            "base": base,
+            "sha256": delta.sha256,
+            "size_bytes": delta.size_bytes,
+            "chunk_bytes": delta.chunk_bytes,
+            "chunks": list(delta.chunks),
+        }
+        for base, delta in sorted(deltas.items())
+    ]
+    return replace(index, extra={**index.extra, _DELTAS: rows} if rows else index.extra)
+
+
+def deltas_of(index: PackageIndex) -> dict[str, PackageIndex]:
+    """The deltas of an index: digest of the base package -> index of the delta blob. What cannot be read is left out."""
+    rows = index.extra.get(_DELTAS, ())
+    found = {}
+    for row in rows if isinstance(rows, (list, tuple)) else ():
+        try:
+            found[check_digest(row["base"])] = replace(
+                index,
+                size_bytes=int(row["size_bytes"]),
+                sha256=row["sha256"],
+                chunk_bytes=int(row["chunk_bytes"]),
+                chunks=tuple(row["chunks"]),
+                extra={},
+            )
+        except (KeyError, TypeError, ValueError):
+            continue
+    return found
 
 
 def target_path(name: str, version: str, device: str) -> str:

@@ -9,12 +9,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from edgeopt.delta.publishing import published_deltas
 from edgeopt.keys import Ask, find_signer, key_path, root_signers
 from edgeopt.needs import needs
 from edgeopt_wire.archive import PackageReader
 from edgeopt_wire.document import from_bytes, to_bytes
 from edgeopt_wire.errors import RecipeError, StoreError
 from edgeopt_wire.index import PackageIndex, index_of, target_path
+
+DELTAS = 3
+"""Versions back that deltas are made from: who is further behind pulls the package."""
 
 DIRECTOR_SCHEMA = "edgeopt.director/1"
 ONLINE = ("snapshot", "timestamp")
@@ -42,11 +46,13 @@ def publish(
     now: datetime,
     ask: Ask | None = None,
     team: str = "",
+    deltas: int = DELTAS,
 ) -> Published:
     """Verify `package` and publish it into the repository folder, which is made if it is not there.
 
     `keys` are folders of signing keys, the first that has one counts. A `team` signs its own models with its own key;
-    where the snapshot and timestamp keys are not at hand, the package waits for whoever has them.
+    where the snapshot and timestamp keys are not at hand, the package waits for whoever has them. `deltas` is from how
+    many earlier versions of the model devices may come by what differs.
 
     Raises:
         RecipeError: This version was published with other bytes, or is not the team's.
@@ -68,7 +74,9 @@ def publish(
     folders = (keys,) if isinstance(keys, Path) else tuple(keys)
     target = target_path(index.name, index.version, index.device)
     if team:
-        return _publish_as_team(Repository(repository, {}, now), folders, team, index, package, ask=ask)
+        return _publish_as_team(
+            Repository(repository, {}, now), folders, team, index, package, ask=ask, deltas=deltas
+        )
     roles = ("targets", "snapshot", "timestamp")
     store = Repository(repository, {role: find_signer(folders, role, (), ask) for role in roles}, now)
     first = None if store.exists else _first_keys(folders, ask)
@@ -81,8 +89,9 @@ def publish(
         if target in store.targets():
             _check_same(store.read_target(target), index, target)
             return Published(index, target, is_new=False)
-        store.add({target: to_bytes(index)}, {index.sha256: package})
-    return Published(index, target, is_new=True)
+        with published_deltas(store, index, package, deltas) as (listed, blobs):
+            store.add({target: to_bytes(listed)}, {index.sha256: package, **blobs})
+    return Published(listed, target, is_new=True)
 
 
 def _first_keys(folders: Sequence[Path], ask: Ask | None) -> tuple[Any, tuple[Any, ...]]:
@@ -92,7 +101,14 @@ def _first_keys(folders: Sequence[Path], ask: Ask | None) -> tuple[Any, tuple[An
 
 
 def _publish_as_team(
-    store: Any, folders: Sequence[Path], team: str, index: PackageIndex, package: Path, *, ask: Ask | None
+    store: Any,
+    folders: Sequence[Path],
+    team: str,
+    index: PackageIndex,
+    package: Path,
+    *,
+    ask: Ask | None,
+    deltas: int,
 ) -> Published:
     from edgeopt.teams import add_as_team, newest_of_team
 
@@ -110,9 +126,10 @@ def _publish_as_team(
         if target in signed:
             _check_same(store.read_small(target, signed[target].hashes["sha256"]), index, target)
             return Published(index, target, is_new=False)
-        store.keep_blobs({index.sha256: package})
-        shown = add_as_team(store, team, signer, {target: to_bytes(index)})
-    return Published(index, target, is_new=True, waits=not shown)
+        with published_deltas(store, index, package, deltas) as (listed, blobs):
+            store.keep_blobs({index.sha256: package, **blobs})
+            shown = add_as_team(store, team, signer, {target: to_bytes(listed)})
+    return Published(listed, target, is_new=True, waits=not shown)
 
 
 def director_document(signer: Any) -> dict[str, Any]:

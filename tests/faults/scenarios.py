@@ -16,7 +16,7 @@ from edgeopt_agent.loop import Agent
 
 NAMES = ("update", "first", "wrong", "forget", "back")
 PADDING_BYTES = 150_000
-"""So that a package has three chunks."""
+"""So that a package has three chunks. It is the same in every version: an update comes as a delta, the first whole."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Site:
         for version, failure in (("1", "none"), ("2", "none"), ("3", "wrong")):
             work = folder / "publisher" / f"package-{version}"
             work.mkdir(parents=True)
-            noise = np.random.default_rng(int(version)).bytes(PADDING_BYTES)
+            noise = np.random.default_rng(0).bytes(PADDING_BYTES)
             (work / "padding.bin").write_bytes(noise)
             self.publisher.add(version, failure=failure)
         self._before: dict[tuple[str, ...], Path] = {}

@@ -21,7 +21,7 @@ from edgeopt.fleet.database import Device, EventRow, MeasurementRow, Member, Rol
 from edgeopt_wire import topics
 from edgeopt_wire.document import from_json, to_bytes, to_json
 from edgeopt_wire.errors import DocumentError, RecipeError
-from edgeopt_wire.index import PackageIndex
+from edgeopt_wire.index import PackageIndex, deltas_of
 from edgeopt_wire.measurement import Measurement
 from edgeopt_wire.messages import (
     DESIRED_TYPE,
@@ -255,13 +255,15 @@ class Control:
         return Ack(batch.outbox, _last_in_a_row([event.sequence for event in batch.events]))
 
     def allowed_index(self, device_id: str, sha256: str) -> PackageIndex | None:
-        """The index of a package that the device is told to run, or None: it gets no other bytes."""
+        """The index of a package that the device is told to run, or of a delta to it; None: it gets no other bytes."""
         with self._sessions() as session:
             device = session.get(Device, device_id)
             targets = [entry["target"] for entry in device.desired.get("models", ())] if device else []
         for entry in self.catalog.entries():
-            if entry.target in targets and entry.index.sha256 == sha256:
-                return entry.index
+            if entry.target in targets:
+                offered = {blob.sha256: blob for blob in (entry.index, *deltas_of(entry.index).values())}
+                if sha256 in offered:
+                    return offered[sha256]
         return None
 
     def _choose(
