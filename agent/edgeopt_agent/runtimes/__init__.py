@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 
 class Session(Protocol):
-    """A loaded variant. Tensors are the variant's own (its dtype and layout), by name, batch axis included."""
+    """A loaded variant. Tensors are the variant's own (its dtype and layout), by name, batch axis included.
+
+    One whose class says `is_reentrant = True` may be run by several threads at once.
+    """
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one inference; raises `RuntimeFailure` if the library fails."""

@@ -5,13 +5,16 @@ Rules:
 - One provider per variant. ONNX Runtime by itself goes on with the CPU where a provider is missing or leaves an
   operator out; here both are errors, unless the variant says `cpu_operators: allow`.
 - Int8 for TensorRT is explicit (QDQ nodes in the file), never a calibration table.
+- All models of a process take their working memory from one arena: the most that one needs at a time, not the sum.
 - A TensorRT engine is built on the device on first load and cached under everything that invalidates it.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +51,7 @@ _UNSUPPORTED_PHRASES = (
     "official released onnx opset",
     "fallback to CPU EP has been explicitly disabled",
 )
+_guard = threading.Lock()
 _L4T_RELEASE = Path("/etc/nv_tegra_release")
 
 
@@ -105,6 +109,9 @@ def load(file: Path, variant: Variant) -> Session:
 
 
 class _Session:
+    is_reentrant = True
+    """ONNX Runtime's `Run` may be called by several threads at once."""
+
     def __init__(self, session: Any, variant: Variant, errors: tuple[type[Exception], ...]) -> None:
         self._session = session
         self._outputs = [spec.name for spec in variant.outputs]
@@ -164,9 +171,23 @@ def _session_options(library: Any, variant: Variant) -> Any:
     options.execution_mode = library.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = levels[variant.options.get("optimization", "all")]
     options.log_severity_level = _ERROR_SEVERITY
+    if variant.accelerator == "cpu":
+        with _guard:
+            _share_arena(library)
+        options.add_session_config_entry("session.use_env_allocators", "1")
     if variant.accelerator != "cpu" and variant.options.get("cpu_operators", "refuse") == "refuse":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
+
+
+@functools.cache
+def _share_arena(library: Any) -> None:
+    """Register this process's one arena on the CPU: as ONNX Runtime's default one, which every session would have."""
+    place = library.OrtMemoryInfo(
+        "Cpu", library.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, library.OrtMemType.DEFAULT
+    )
+    default = -1
+    library.create_and_register_allocator(place, library.OrtArenaCfg(0, default, default, default))
 
 
 def _provider_options(file: Path, variant: Variant) -> dict[str, str]:

@@ -60,9 +60,12 @@ class Models:
         serving = serving_of(manifest, self._overrides.get(model, {}))
         instances: list[LoadedModel] = []
         try:
-            instances.extend(
-                open_model(folder, manifest, installed.variant) for _ in range(serving.instances)
-            )
+            instances.append(open_model(folder, manifest, installed.variant))
+            while len(instances) < serving.instances:
+                is_shared = getattr(instances[0].session, "is_reentrant", False)
+                instances.append(
+                    instances[0] if is_shared else open_model(folder, manifest, installed.variant)
+                )
             served = Served(instances, serving, folder, self._embed)
         except BaseException:
             for loaded in instances:

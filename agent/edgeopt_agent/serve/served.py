@@ -66,8 +66,8 @@ class Served:
         self._embed = embed
         self._edges = Edges(self.loaded.manifest, self.loaded.variant)
         self._padded = serving.max_batch if serving.fixed_batch else 0
-        for loaded in instances:
-            if serving.max_batch > 1:
+        if serving.max_batch > 1:
+            for loaded in dict.fromkeys(instances):
                 check_batch(loaded, self._edges, serving.max_batch)
         self.scheduler = Scheduler(instances, serving, self._run)
         self._responses = LeastRecentlyUsed(serving.response_cache) if serving.response_cache else None

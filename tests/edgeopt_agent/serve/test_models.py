@@ -178,6 +178,27 @@ def test_a_real_runtime_answers_each_of_a_batch_with_its_own_rows(tmp_path: Path
         models.infer("dense", {"x": np.zeros((9, 3), np.float32)})
 
 
+def test_instances_of_onnx_runtime_share_one_session_and_run_at_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    dense_package(store.slot("dense", "A"), is_free=True, serving={"instances": 3})
+    models = Models(store)
+    models.activate("dense", Installed("A", "1", "0" * 64, "a"))
+    assert len({id(loaded.session) for loaded in models.served("dense")._instances}) == 1
+    wrong: list[Any] = []
+
+    def ask(number: int) -> None:
+        x = np.full((1, 3), number, np.float32)
+        wrong.extend(x for _ in range(50) if not (models.infer("dense", {"x": x})[1]["y"] == 2 * x + 1).all())
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not wrong
+    assert models.served("dense").scheduler.counts.runs == 300
+
+
 def test_a_file_with_a_fixed_batch_axis_is_not_served_in_batches(tmp_path: Path) -> None:
     store = Store(tmp_path)
     dense_package(store.slot("dense", "A"), is_free=False, serving={"max_batch": 4})
