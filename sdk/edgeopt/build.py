@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeopt.artifacts import (
     Adapted,
@@ -38,6 +38,7 @@ from edgeopt.package import GOLDEN_INPUTS, SUFFIX, file_entries, report_path, wr
 from edgeopt.plan import BASELINE, MIN_SQNR_DB, Candidate, Plan, make_plan, suits_dynamic
 from edgeopt.predict import Prediction, foresee, predictions
 from edgeopt.progress import Progress
+from edgeopt.provenance import MAX_PROVENANCE_BYTES, PROVENANCE_PATH, envelope
 from edgeopt.recipe import Recipe
 from edgeopt.reporting import Work, build_report, choose, repeatable
 from edgeopt.search import Aim
@@ -77,6 +78,8 @@ class BuildRequest:
     recipe: Recipe = field(default_factory=Recipe)
     output: Path = Path()
     quick: bool = False
+    builder: Any = None
+    """Signs the statement of provenance (a securesystemslib signer), or nobody does."""
 
 
 @dataclass(frozen=True)
@@ -419,7 +422,7 @@ def _finish(work: Work, stage: Path, progress: Progress) -> BuildOutcome:
     package = None
     if shipped:
         package = base
-        report = _pack(base, stage, replace(manifest, variants=shipped), report)
+        report = _pack(base, stage, replace(manifest, variants=shipped), report, work.request)
     target = report_path(base)
     page = target.with_suffix(".html")
     try:
@@ -431,8 +434,10 @@ def _finish(work: Work, stage: Path, progress: Progress) -> BuildOutcome:
     return BuildOutcome(report, target, page, package)
 
 
-def _pack(target: Path, stage: Path, manifest: Manifest, report: BuildReport) -> BuildReport:
-    """Pack the shipped variants with the report's repeatable part, and say in the report what was packed."""
+def _pack(
+    target: Path, stage: Path, manifest: Manifest, report: BuildReport, request: BuildRequest
+) -> BuildReport:
+    """Pack the shipped variants with the report's repeatable part and provenance, and say what was packed."""
     (stage / "report.json").write_bytes(to_bytes(repeatable(report)))
     wanted = {variant.file for variant in manifest.variants} | {"report.json"}
     golden = (GOLDEN_INPUTS, *(variant.golden for variant in manifest.variants))
@@ -442,7 +447,9 @@ def _pack(target: Path, stage: Path, manifest: Manifest, report: BuildReport) ->
     entries = file_entries(stage, wanted)
     content = sum(entry.size_bytes for entry in entries)
     # the package itself while it arrives, and the slot that it is unpacked into
-    compatible = replace(manifest.compatible, disk_bytes=2 * content)
+    compatible = replace(manifest.compatible, disk_bytes=2 * (content + MAX_PROVENANCE_BYTES))
     packed = replace(manifest, files=entries, compatible=compatible)
+    (stage / PROVENANCE_PATH).write_bytes(envelope(packed, request.recipe, request.builder))
+    packed = replace(packed, files=file_entries(stage, {*wanted, PROVENANCE_PATH}))
     digest = write_package(stage, packed, target)
     return replace(report, package=target.name, package_sha256=digest, package_bytes=target.stat().st_size)

@@ -19,8 +19,9 @@ import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from edgeopt_wire.document import canonical_bytes
 from edgeopt_wire.errors import RecipeError, StoreError, TrustError
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ def create_keys(folder: Path, passphrase: str = "", *, root_keys: int = 1) -> Ma
             f"{key_path(folder, there[0])} is there already, and losing a key is worse than making none; "
             "choose another folder"
         )
-    return {name: create_key(folder, name, passphrase).public_key.keyid for name in names}
+    made = {name: create_key(folder, name, passphrase) for name in names}
+    _write_public(folder / f"{BUILDER}.pub", made[BUILDER].public_key)
+    return {name: signer.public_key.keyid for name, signer in made.items()}
 
 
 def create_key(folder: Path, name: str, passphrase: str = "") -> CryptoSigner:
@@ -188,6 +191,14 @@ def _encoded(signer: CryptoSigner, passphrase: str) -> bytes:
         return bytes(signer.private_bytes)
     key = load_pem_private_key(signer.private_bytes, None)
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(passphrase.encode()))
+
+
+def _write_public(path: Path, key: Any) -> None:
+    """A public key as a file to hand out: who checks provenance needs the builder's."""
+    try:
+        path.write_bytes(canonical_bytes({"keyid": key.keyid, **key.to_dict()}) + b"\n")
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _write_private(path: Path, pem: bytes) -> None:

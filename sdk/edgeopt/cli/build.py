@@ -69,6 +69,11 @@ def _devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 @click.option("--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder of finished stages.")
 @click.option("--no-cache", is_flag=True, help="Make every stage again and keep none.")
 @click.option("--quick", is_flag=True, help="Measure shorter and once, for a first look.")
+@click.option(
+    "--sign-with",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder with builder.pem, see `edgeopt keys create`: signs how the package came to be.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be made, and stop.")
 @json_option
 def command(
@@ -116,11 +121,14 @@ def _request(
     recipe: Path | None,
     output: Path,
     quick: bool,
+    sign_with: Path | None,
 ) -> BuildRequest:
     from dataclasses import replace
 
     from edgeopt.budget import Budget, parse_drop, parse_duration_ns, parse_share, parse_size_bytes
     from edgeopt.build import BuildRequest
+    from edgeopt.cli.keys import ask_passphrase
+    from edgeopt.keys import BUILDER, load_signer
     from edgeopt.recipe import Recipe, load_recipe
 
     allowed, relative = parse_drop(max_drop) if max_drop else (None, False)
@@ -143,6 +151,7 @@ def _request(
         recipe=replace(wanted, effort=effort) if effort else wanted,
         output=output,
         quick=quick,
+        builder=load_signer(sign_with, BUILDER, ask_passphrase) if sign_with else None,
     )
 
 

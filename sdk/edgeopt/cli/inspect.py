@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeopt.cli._output import emit, json_option
+from edgeopt.cli._provenance import describe, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,14 +27,22 @@ def command(package: Path, as_json: bool) -> None:
     Latencies come from the report beside the package, because a signed package holds nothing that a second build
     would not give again. Without that report they are left out, and it is said.
     """
+    from edgeopt.provenance import read_provenance
     from edgeopt_wire.archive import PackageReader
 
     with PackageReader(package) as reader:
         digest = reader.verify()
         manifest = reader.manifest
+        provenance = read_provenance(reader)
     report, why_not = _report(package, digest)
     document = _document(package, digest, manifest, report, why_not)
-    emit(document, as_json, lambda console: _print(console, document))
+    document["provenance"] = describe(provenance)
+
+    def show(console: Console) -> None:
+        _print(console, document)
+        console.print(say(provenance), soft_wrap=True, highlight=False)
+
+    emit(document, as_json, show)
 
 
 def _report(package: Path, digest: str) -> tuple[BuildReport | None, str]:
