@@ -26,6 +26,7 @@ class Folding:
     def __init__(self, program: Any) -> None:
         self._graph = program.graph
         self._makers = {name: node for node in program.graph.node for name in node.output if name}
+        self._readers = {name: node for node in program.graph.node for name in node.input if name}
         self._uses = Counter(name for graph in graphs(program) for node in graph.node for name in node.input)
         self._uses.update(entry.name for graph in graphs(program) for entry in graph.output)
         self._widths = {
@@ -84,6 +85,18 @@ class Folding:
             before = self.places(node.input[1 - at], 1)
             return (*before, *here) if before else ()
         return ()
+
+    def bias(self, node: Any, outputs: int) -> str:
+        """The constant (outputs,) that is added to what a product gives, and to nothing else; empty if there is none."""
+        if node.op_type == "Gemm":
+            name = node.input[2] if len(node.input) > 2 else ""
+        else:
+            reader = self._readers.get(node.output[0])
+            if reader is None or reader.op_type != "Add" or self._uses[node.output[0]] != 1:
+                return ""
+            name = reader.input[1 - list(reader.input).index(node.output[0])]
+        fits = name in self._constants and self._is_vector(name) and self._uses[name] == 1
+        return name if fits and self._constants[name].dims[-1:] == [outputs] else ""
 
     def divide(self, places: tuple[tuple[Any, int], ...], scale: np.ndarray) -> None:
         """Divide the constants of `places` by `scale`, (channels,); each gets a copy of its own."""

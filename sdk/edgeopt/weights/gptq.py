@@ -32,7 +32,7 @@ def quantize(weight: np.ndarray, grid: Grid, moments: np.ndarray, damping: float
     blocks = grouped(weight, grid.group)
     scale, zero = best_range(blocks, grid, np.diag(moments))
     order = np.argsort(-np.diag(moments), kind="stable")
-    factor = _spread(moments[np.ix_(order, order)], damping)
+    factor = _spread(damped(moments, damping)[np.ix_(order, order)])
     work = weight[:, order].astype(np.float64)
     integers = np.repeat(zero[..., None], grid.group, -1).reshape(outputs, -1)  # filled-up columns are 0.0
     for start in range(0, inputs, BATCH):
@@ -50,12 +50,19 @@ def quantize(weight: np.ndarray, grid: Grid, moments: np.ndarray, damping: float
     return packed(integers.reshape(blocks.shape), scale, zero, grid)
 
 
-def _spread(moments: np.ndarray, damping: float) -> np.ndarray:
+def damped(moments: np.ndarray, damping: float = DAMPING) -> np.ndarray:
+    """Moments with a share of their mean diagonal added to it, so that they have an inverse."""
+    import numpy as np
+
+    result = moments.astype(np.float64)
+    diagonal = np.diag_indices(len(result))
+    result[diagonal] += damping * max(float(np.mean(result[diagonal])), 1e-12)
+    return result
+
+
+def _spread(moments: np.ndarray) -> np.ndarray:
     """The upper Cholesky factor of the inverse: row j weighs how column j's error is spread over those after it."""
     import numpy as np
 
-    damped = moments.astype(np.float64)
-    diagonal = np.diag_indices(len(damped))
-    damped[diagonal] += damping * max(float(np.mean(damped[diagonal])), 1e-12)
-    factor: np.ndarray = np.linalg.cholesky(np.linalg.inv(damped)).T
+    factor: np.ndarray = np.linalg.cholesky(np.linalg.inv(moments)).T
     return factor

@@ -7,14 +7,15 @@
 - A table of embeddings becomes GatherBlockQuantized, which unpacks only the rows that are asked for.
 - An LSTM becomes DynamicQuantizeLSTM, int8 with a scale for each gate of each unit.
 - Every other weight may be stored as int8 per output channel, followed by Cast and Mul, which ONNX Runtime computes
-  once when it loads the model: a quarter of the file, then float. Why not DequantizeLinear: it is kept and computed anew
-  in each run.
+  once when it loads the model: a quarter of the file, then float. A product that is too narrow to gain from integers is
+  stored in 4 bits in the same way. Why not DequantizeLinear: it is kept and computed anew in each run. Why not Cast from
+  UINT4: it asks for opset 21.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.weights import packing
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 DOMAIN = "com.microsoft"
 LARGEST = 127
+SMALLEST_HALVED = 1e-3
+"""Of the largest value of a constant in half precision, whose smallest steps are 6e-8."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,71 @@ def stored(name: str, weight: np.ndarray, axis: tuple[int, ...]) -> Lowered:
         onnx.helper.make_node("Mul", [f"{name}_wide", f"{name}_scale"], [name], f"{name}_unpack"),
     )
     return Lowered(nodes, (_tensor(integers, f"{name}_q"), _tensor(scale, f"{name}_scale")))
+
+
+def unpacked(name: str, weight: Grouped, *, is_rows: bool) -> Lowered:
+    """A 4-bit weight in groups, unpacked to the float value `name` at loading: (outputs, inputs), else transposed.
+
+    A byte holds a value of the first half of its group in its lower bits, and one of the second half above it.
+    """
+    import numpy as np
+    import onnx
+
+    outputs, groups, group = weight.integers.shape
+    low, high = weight.integers[..., : group // 2], weight.integers[..., group // 2 :]
+    make, last = onnx.helper.make_node, name if is_rows else f"{name}_rows"
+    q, zero = f"{name}_q", f"{name}_zero"
+    middle = (
+        np.float32(weight.grid.middle) if weight.grid.symmetric else weight.zero[..., None].astype(np.float32)
+    )
+    scale = _halves(weight.scale[..., None])
+    nodes = [
+        make("Mod", [q, "edgeopt.sixteen"], [f"{q}_low"], f"{q}_low"),
+        make("BitShift", [q, "edgeopt.four"], [f"{q}_high"], f"{q}_high", direction="RIGHT"),
+        make("Concat", [f"{q}_low", f"{q}_high"], [f"{q}_both"], f"{q}_both", axis=-1),
+        make("Cast", [f"{q}_both"], [f"{name}_wide"], f"{name}_cast", to=onnx.TensorProto.FLOAT),
+        make("Sub", [f"{name}_wide", zero], [f"{name}_centred"], f"{name}_centre"),
+        make("Cast", [f"{name}_scale"], [f"{name}_step"], f"{name}_step", to=onnx.TensorProto.FLOAT),
+        make("Mul", [f"{name}_centred", f"{name}_step"], [f"{name}_real"], f"{name}_unpack"),
+        make("Reshape", [f"{name}_real", f"{name}_shape"], [last], f"{name}_reshape"),
+    ]
+    if not is_rows:
+        nodes.append(make("Transpose", [last], [name], f"{name}_turn", perm=[1, 0]))
+    tensors = (
+        _tensor(low | (high << 4), q),
+        _tensor(scale, f"{name}_scale"),
+        _tensor(np.asarray(middle), zero),
+        _tensor(np.array([outputs, groups * group]), f"{name}_shape"),
+        _tensor(np.array(16, np.uint8), "edgeopt.sixteen"),
+        _tensor(np.array(4, np.uint8), "edgeopt.four"),
+    )
+    return Lowered(tuple(nodes), tensors)
+
+
+def with_stored_scales(weight: Grouped) -> Grouped:
+    """The weight with the scales that `unpacked` will store, which are rounded too."""
+    import numpy as np
+
+    return replace(weight, scale=_halves(weight.scale).astype(np.float32))
+
+
+def halved(name: str, values: np.ndarray) -> Lowered | None:
+    """Any other large constant in half precision, widened to the float value `name` at loading; None if it overflows."""
+    import onnx
+
+    half = _halves(values)
+    if half.dtype == values.dtype:
+        return None
+    node = onnx.helper.make_node("Cast", [f"{name}_half"], [name], f"{name}_cast", to=onnx.TensorProto.FLOAT)
+    return Lowered((node,), (_tensor(half, f"{name}_half"),))
+
+
+def _halves(values: np.ndarray) -> np.ndarray:
+    """In half precision, 70 dB below what it stands for; as they are where that overflows, or all are tiny."""
+    import numpy as np
+
+    largest = float(np.abs(values).max(initial=0.0))
+    return values.astype(np.float16) if SMALLEST_HALVED < largest < np.finfo(np.float16).max else values
 
 
 def per_channel(weight: np.ndarray, axis: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
