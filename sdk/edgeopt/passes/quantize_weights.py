@@ -35,6 +35,8 @@ from edgeopt_converters.onnx_subgraphs import specialise
 if TYPE_CHECKING:
     import numpy as np
 
+__all__ = ["EXTRA", "FORMATS", "MIB", "Options", "apply", "walks"]
+
 FORMATS = ("onnx",)
 EXTRA = "onnx"
 
