@@ -18,6 +18,7 @@ from edgeopt_agent.files import disk_error
 from edgeopt_agent.fits import check_fits, this_machine
 from edgeopt_agent.machine import Effect, Event, Installed, Kind, State
 from edgeopt_agent.probe import ProbeRequest
+from edgeopt_agent.race import race
 from edgeopt_agent.store import Incoming, Store
 from edgeopt_agent.transports import Transport
 from edgeopt_wire.errors import (
@@ -165,13 +166,13 @@ class Installer:
             return Event(Kind.LOST, error=f"slot {candidate.slot} is not whole any more; it is fetched again")
         manifest = self.store.manifest(state.model, candidate.slot)
         folder = self.store.slot(state.model, candidate.slot)
-        found: list[Measurement] = []
-        for variant in manifest.variants:
+
+        def probe(variant: str) -> Measurement:
             if self.is_stopping():
                 raise TransportError("the agent is told to stop")
             request = ProbeRequest(
                 folder=str(folder),
-                variant=variant.id,
+                variant=variant,
                 package_sha256=candidate.package_sha256,
                 device_id=self.config.device,
                 device_class=self.config.device_class,
@@ -179,14 +180,17 @@ class Installer:
             )
             measurement = self.probe(request)
             self.keep(state.model, measurement)
-            found.append(measurement)
-        best = fastest(found)
-        if best is None:
+            return measurement
+
+        found = race([variant.id for variant in manifest.variants], probe)
+        if found.winner is None:
             why = "; ".join(
-                f"{m.variant}: {m.error or ', '.join(m.warnings) or 'wrong outputs'}" for m in found
+                f"{m.variant}: {m.error or ', '.join(m.warnings) or 'wrong outputs'}"
+                for m in found.measurements
             )
             raise RuntimeFailure(f"no variant runs right on this device: {why}")
-        return Event(Kind.DONE, installed=replace(candidate, variant=best.variant))
+        _log.info("%s %s: %s", state.model, candidate.version, found.said)
+        return Event(Kind.DONE, installed=replace(candidate, variant=found.winner.variant))
 
     def _switch(self, state: State) -> Event:
         assert state.candidate is not None, "a trial has a candidate"
@@ -198,9 +202,3 @@ class Installer:
         if index is None:
             raise StoreError(f"the index of {state.model} is not known since the start")
         return index
-
-
-def fastest(measurements: list[Measurement]) -> Measurement | None:
-    """The variant with the lowest p50 among those that reproduce their golden outputs, or None."""
-    right = [m for m in measurements if m.timing is not None and m.golden_ok and not m.error]
-    return min(right, key=lambda m: m.timing.p50_ns if m.timing else 0, default=None)
