@@ -96,6 +96,9 @@ def put(
     folder = store.slot(name, "A")
     (folder / "variants").mkdir(parents=True)
     (folder / "variants/a.onnx").write_bytes(source.read_bytes())
+    (folder / "golden").mkdir()
+    samples = np.random.default_rng(2).normal(size=(2, *edges[0].shape)).astype(np.float16)
+    np.save(folder / "golden/0.npy", samples.astype("uint8") if edges[0].dtype == "uint8" else samples)
     variant = Variant("a", "onnxruntime", "fp32", "variants/a.onnx", edges[:1], edges[1:], "golden", 30.0)
     entry = FileEntry("variants/a.onnx", source.stat().st_size, "0" * 64)
     manifest = Manifest(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt_agent import tensors
 from edgeopt_agent.model import LoadedModel
-from edgeopt_wire.errors import EdgeoptError, RecipeError, RuntimeFailure, UnsupportedError
+from edgeopt_wire.errors import RecipeError, RuntimeFailure
 from edgeopt_wire.manifest import Manifest, Variant
 from edgeopt_wire.tensor import TensorSpec
 
@@ -93,34 +93,6 @@ def run_batch(
         {name: array[end - n : end] for name, array in found.items()}
         for end, n in zip(ends, rows, strict=True)
     ]
-
-
-def check_batch(loaded: LoadedModel, edges: Edges, max_batch: int) -> None:
-    """Run `max_batch` rows of zeros once: proves that the file takes them, and reserves the memory now, not later.
-
-    Raises:
-        UnsupportedError: It does not.
-    """
-    import numpy as np
-
-    manifest = loaded.manifest
-    where = f"{manifest.title}, variant {loaded.variant.id}: serving.max_batch is {max_batch}"
-    for spec in (*manifest.signature_inputs, *manifest.signature_outputs):
-        if spec.shape[:1] != (1,):
-            raise UnsupportedError(
-                f"{where}, but {spec.name!r} has the shape {spec.shape} with no batch axis of 1"
-            )
-    try:
-        zeros = {
-            spec.name: np.zeros(spec.shape, spec.dtype)
-            for spec in scaled(manifest.signature_inputs, max_batch)
-        }
-        edges.from_variant(loaded.session.run(edges.to_variant(zeros, max_batch)), max_batch)
-    except EdgeoptError as error:
-        raise UnsupportedError(
-            f"{where}, but the file does not take that many rows; export it with a free batch axis, "
-            f"or set max_batch to 1 ({error})"
-        ) from error
 
 
 def scaled(specs: Sequence[TensorSpec], rows: int) -> tuple[TensorSpec, ...]:

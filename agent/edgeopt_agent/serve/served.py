@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt_agent.model import LoadedModel
 from edgeopt_agent.serve.caches import LeastRecentlyUsed, key_of, row_keys
-from edgeopt_agent.serve.execution import Edges, check_batch, run_batch
+from edgeopt_agent.serve.execution import Edges, run_batch
 from edgeopt_agent.serve.processing import Processing
+from edgeopt_agent.serve.readiness import prove_batch, run_once
 from edgeopt_agent.serve.refusals import NotFound
 from edgeopt_agent.serve.scheduler import Scheduler, Ticket
 from edgeopt_agent.serve.semantic import SemanticIndex
@@ -66,9 +67,11 @@ class Served:
         self._embed = embed
         self._edges = Edges(self.loaded.manifest, self.loaded.variant)
         self._padded = serving.max_batch if serving.fixed_batch else 0
-        if serving.max_batch > 1:
-            for loaded in dict.fromkeys(instances):
-                check_batch(loaded, self._edges, serving.max_batch)
+        for loaded in dict.fromkeys(instances):
+            if serving.max_batch > 1:
+                prove_batch(loaded, self._edges, folder, serving.max_batch)
+            else:
+                run_once(loaded, self._edges)
         self.scheduler = Scheduler(instances, serving, self._run)
         self._responses = LeastRecentlyUsed(serving.response_cache) if serving.response_cache else None
         self._rows = LeastRecentlyUsed(serving.embedding_cache) if serving.embedding_cache else None

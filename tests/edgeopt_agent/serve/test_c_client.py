@@ -43,7 +43,7 @@ def test_a_c_program_infers_and_is_told_why_when_it_cannot(rig: Rig, program: Pa
     ):
         code, _, error = ask(rig, program, *words)
         assert (code, says in error) == (3, True), error
-    rig.install(failure="raise", version="2", slot="B")
+    rig.install(failure="raise", fail_after=1, version="2", slot="B")
     assert ask(rig, program, "tiny", "image", "FP32", "1,2,4,4", "scores")[0] == 4
     rig.server.stop()
     assert ask(rig, program, "tiny", "image", "FP32", "1,2,4,4", "scores")[0] == 1

@@ -59,8 +59,9 @@ def test_swapping_under_load_loses_no_request_and_closes_every_model_that_went(r
 
 def test_a_model_that_cannot_be_opened_leaves_the_one_before(rig: Rig) -> None:
     rig.install(gain=3.0)
-    with pytest.raises(RuntimeFailure):
-        rig.install(version="2", slot="B", failure="raise", fail_after=-1)
+    for after in (-1, 0):  # while it is loaded, and when it runs for the first time
+        with pytest.raises(RuntimeFailure):
+            rig.install(version="2", slot="B", failure="raise", fail_after=after)
     assert rig.models.infer("tiny", {"image": ONES})[1]["scores"][0, 0] == 3.0
 
 
@@ -121,8 +122,8 @@ def test_the_devices_own_keys_go_before_the_manifests(rig: Rig) -> None:
     assert (found.queue, found.timeout_ms) == (9, 7)
 
 
-def dense_package(folder: Path, *, is_free: bool, serving: dict[str, Any]) -> None:
-    """y = 2 x + 1 in real ONNX, its batch axis free or fixed at 1."""
+def dense_package(folder: Path, *, is_free: bool, serving: dict[str, Any], is_mixing: bool = False) -> None:
+    """y = 2 x + 1 in real ONNX, its batch axis free or fixed at 1; `is_mixing` scales by the largest of all rows."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
@@ -130,8 +131,12 @@ def dense_package(folder: Path, *, is_free: bool, serving: dict[str, Any]) -> No
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n" if is_free else 1, 3])
         for name in ("x", "y")
     ]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])]
+    if is_mixing:
+        nodes[1] = helper.make_node("Add", ["m", "b"], ["s"])
+        nodes += [helper.make_node("ReduceMax", ["x"], ["top"]), helper.make_node("Div", ["s", "top"], ["y"])]
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])],
+        nodes,
         "dense", edges[:1], edges[1:],
         [numpy_helper.from_array(2 * np.eye(3, dtype=np.float32), "w"),
          numpy_helper.from_array(np.ones(3, np.float32), "b")],
@@ -139,6 +144,8 @@ def dense_package(folder: Path, *, is_free: bool, serving: dict[str, Any]) -> No
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     (folder / "variants").mkdir(parents=True)
     onnx.save(model, folder / "variants/a.onnx")
+    (folder / "golden").mkdir()
+    np.save(folder / "golden/0.npy", np.random.default_rng(0).normal(size=(3, 1, 3)).astype(np.float16))
     x, y = (TensorSpec(name, (1, 3), "float32") for name in ("x", "y"))
     manifest = Manifest(
         "dense", "1", "host", Compatible(("host",)), (x,), (y,),
@@ -176,6 +183,13 @@ def test_a_real_runtime_answers_each_of_a_batch_with_its_own_rows(tmp_path: Path
     assert counts.runs < 120, "several ran together"
     with pytest.raises(RecipeError, match="1 to 8"):
         models.infer("dense", {"x": np.zeros((9, 3), np.float32)})
+
+
+def test_a_net_whose_rows_see_each_other_is_not_served_in_batches(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    dense_package(store.slot("dense", "A"), is_free=True, serving={"max_batch": 4}, is_mixing=True)
+    with pytest.raises(UnsupportedError, match="not independent"):
+        Models(store).activate("dense", Installed("A", "1", "0" * 64, "a"))
 
 
 def test_instances_of_onnx_runtime_share_one_session_and_run_at_once(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_nan_is_given_in_binary_and_refused_in_json(rig: Rig) -> None:
 
 
 def test_a_runtime_that_fails_is_500_and_the_next_request_is_answered(rig: Rig) -> None:
-    rig.install(failure="raise", fail_after=1)
+    rig.install(failure="raise", fail_after=2)
     assert infer(rig, request())[0] == 200
     assert infer(rig, request())[0] == 500
     rig.install(version="2", slot="B")
