@@ -127,7 +127,7 @@ def with_ranges(
         raise RuntimeFailure(
             f"quantize_static: tensor {min(unknown)!r} is quantized and nothing gave its range"
         )
-    _free_outputs(quantized)
+    _free_outputs(quantized, folded)
     quantized.producer_name, quantized.producer_version = "edgeopt", ""
     return quantized
 
@@ -247,15 +247,17 @@ def _checked(scheme: Scheme | None) -> Scheme:
     return scheme
 
 
-def _free_outputs(program: Any) -> None:
+def _free_outputs(program: Any, folded: Any) -> None:
     """Let a matrix product that makes an output of the model write floats, which the runtimes' integer kernels can.
 
     Eight bits for the logits were a fifth of all the error of EfficientNet-Lite0's activations, and an output that is
-    not on a grid cannot be clipped.
+    not on a grid cannot be clipped. Where a Relu or Clip of `folded` makes the output, the grid stays: it clips for them.
     """
     writers = {name: node for node in program.graph.node for name in node.output}
     readers = [name for node in program.graph.node for name in node.input]
-    for output in program.graph.output:
+    makers = {name: node.op_type for node in folded.graph.node for name in node.output}
+    outputs = [entry for entry in program.graph.output if makers.get(entry.name) in _WRITE_FLOATS]
+    for output in outputs:
         dequantize = writers.get(output.name)
         quantize = writers.get(dequantize.input[0]) if dequantize is not None else None
         if dequantize is None or dequantize.op_type != "DequantizeLinear" or quantize is None:

@@ -175,6 +175,18 @@ def test_a_matrix_product_at_the_end_writes_floats() -> None:
     assert len(np.unique(rows)) > 0.9 * rows.size  # a grid would have 256 values for all of them
 
 
+@SCHEMES
+def test_an_activation_behind_the_last_product_still_clips(scheme: Scheme) -> None:
+    model = _net()
+    model.program.graph.node[-1].output[0] = "logits"
+    model.program.graph.node.append(helper.make_node("Relu", ["logits"], ["y"], "last"))
+    exact = _run(model, _samples(16, seed=4))
+    assert (exact == 0).any()
+    found = _run(_quantized(model, scheme), _samples(16, seed=4))
+    assert found.min() >= 0
+    assert 10 * np.log10(np.square(exact).sum() / np.square(found - exact).sum()) > 25
+
+
 def test_inputs_and_outputs_keep_name_type_and_shape() -> None:
     model = _net()
     found = _quantized(model)
