@@ -33,7 +33,7 @@ from edgeopt_wire.errors import StoreError, TrustError
 from edgeopt_wire.manifest import FileEntry, Manifest, Provenance
 
 Make = Callable[..., Path]
-RECIPE = Recipe(labels="/home/somebody/secret/labels.txt", precisions=("int8",))
+RECIPE = Recipe(labels="/data/secret/labels.txt", precisions=("int8",))
 KNOWN = Provenance("a1" * 32, RECIPE.digest(), "c3" * 32, "", {"edgeopt": "0.1.0", "onnx": "1.23.2"})
 
 
