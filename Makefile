@@ -61,6 +61,10 @@ bench-all: $(STAMP) ## the same for every model and peer (long; what peers made 
 bench-memory: $(STAMP) ## peak memory of static quantization with every range method, ours and a peer's
 	$(BIN)/python tests/benchmarks/memory.py $(if $(PAGE),--markdown $(PAGE))
 
+.PHONY: fuzz
+fuzz: $(STAMP) ## a million hostile inputs (needs atheris: .venv/bin/pip install atheris)
+	$(BIN)/python tests/fuzz/run.py
+
 .PHONY: check
 check: $(STAMP) ## linters, formatter, types, import rules
 	$(BIN)/ruff check
