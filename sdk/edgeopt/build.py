@@ -155,7 +155,7 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
             bench=bench,
         )
         if loaded.stand_in is not None:
-            validation = _blind(validation, loaded)
+            validation = _blind(validation, loaded, request)
         manifest = replace(manifest, variants=_with_quality(manifest.variants, plan, validation))
         coverage = _read_coverage(plan, made, loaded, progress)
         attributions = _attribute(plan, made, loaded, bench)
@@ -183,6 +183,8 @@ def _suited(request: BuildRequest, plan: Plan, loaded: Loaded, bench: Workbench)
     Fixed ranges lost most of MiniLM (cosine 0.94 against 0.998), and a device would choose them if they were faster.
     """
     if request.recipe.precisions or all(artifact.precision != "int8" for artifact in plan.artifacts):
+        return plan
+    if loaded.stand_in is not None:  # fixed ranges from batch normalization are what was asked for
         return plan
     base = lower("onnx", loaded.source.model, loaded.source.sha256, bench)
     offered = {target.precision for target in plan.device.targets if not target.by_recipe} - {"fp32", "int8"}
@@ -228,11 +230,12 @@ def load_inputs(request: BuildRequest, plan: Plan) -> Loaded:
     return Loaded(source, calibration, evaluation, labels, training, stand_in)
 
 
-def _blind(validation: Validation, loaded: Loaded) -> Validation:
+def _blind(validation: Validation, loaded: Loaded, request: BuildRequest) -> Validation:
     """Say first that no data chose the ranges, and withhold what only noise measured."""
     if loaded.evaluation is None:
         validation = not_measured(validation)
-    return replace(validation, warnings=(SAID, *validation.warnings))
+    said = (SAID,) if request.budget.max_drop is None else (SAID, uncalibrated.NO_SEARCH)
+    return replace(validation, warnings=(*said, *validation.warnings))
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 DAMPING = 0.1
 """Of rounding by noise: trusts it less than photos, whose 0.01 gave 0.5 dB less here (EfficientNet-Lite0)."""
 
+NO_SEARCH = "no mixed precision was searched for --max-drop: a search takes calibration data"
+"""What a reader is told who sets a drop, because other builds then search."""
+
 _FILE = "statistics.json"
 _log = logging.getLogger(__name__)
 

@@ -38,6 +38,7 @@ MOVING = frozenset((
 # fmt: on
 
 _EPSILON = 1e-5  # of BatchNormalization where it names none
+_FAR = 1e6  # what an operator gives beyond a hundredth of this is taken as without end
 _COARSE = 6  # every so many nodes of two tensors that know nothing of each other meet: 17 by 17
 
 
@@ -74,7 +75,7 @@ def propagate(program: Any, inputs: Mapping[str, Spread]) -> Reading:
             continue
         found = _spread_of(graph, node, name)
         if name in promised and (found is None or found.is_assumed):
-            found = _within(promised[name], found)
+            found = _within(graph, node, promised[name])
         reading.norms += node.op_type == "BatchNormalization" and name in promised
         if node.op_type in _LINEAR:
             layers.append(name)
@@ -113,15 +114,20 @@ def _promised(program: Any, graph: _Graph) -> dict[str, Spread]:
     return found
 
 
-def _within(promise: Spread, computed: Spread | None) -> Spread:
-    """What is promised, within the ends that a clip gives: several nodes with one value at an end."""
+def _within(graph: _Graph, node: Any, promise: Spread) -> Spread:
+    """What is promised, where the operator that writes it can reach: no ReLU writes less than zero."""
     import numpy as np
 
-    if computed is None or computed.channels not in (1, promise.channels):
+    edges = [edge for edge in node.input if edge and edge not in graph.constants]
+    if node.op_type not in VALUE_BY_VALUE or len(set(edges)) != 1:
         return promise
-    values = computed.values
-    low = np.where(values[0] == values[1], values[0], -np.inf)
-    high = np.where(values[-1] == values[-2], values[-1], np.inf)
+    magnitudes = np.logspace(-3, np.log10(_FAR), 200)
+    everything = np.concatenate([-magnitudes, [0.0], magnitudes])[:, None]
+    found = _compute(graph, node, {edges[0]: everything}, max(len(graph.shapes.get(node.output[0], ())), 2))
+    if found is None or found.shape[1] not in (1, promise.channels):
+        return promise
+    low, high = np.nan_to_num(found).min(0), np.nan_to_num(found).max(0)
+    low, high = np.where(low < -_FAR / 100, -np.inf, low), np.where(high > _FAR / 100, np.inf, high)
     return Spread(promise.root, np.clip(promise.values, low, high))
 
 
