@@ -17,17 +17,18 @@ from edgeopt.cures import Case, weights_equalized
 from edgeopt.passes import Order
 from edgeopt.passes.cast_floats import Options as FloatOptions
 from edgeopt.passes.quantize_dynamic import Options as DynamicOptions
+from edgeopt.passes.quantize_litert_dynamic import Options as LitertDynamicOptions
 from edgeopt.passes.quantize_weights import Options as WeightOptions
 from edgeopt.plan import Artifact, Plan
 from edgeopt.prepare import prepared, wants_pair_safe
 from edgeopt.recipe import Recipe
-from edgeopt.sources import Source
+from edgeopt.sources import Source, file_digest
 from edgeopt.uncalibrated import making as uncalibrated
 from edgeopt.workbench import Workbench
 from edgeopt.zero_points import suited
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
-from edgeopt_wire.errors import RecipeError
+from edgeopt_wire.errors import RecipeError, UnsupportedError
 
 if TYPE_CHECKING:
     from edgeopt.evaluate.samples import Samples
@@ -61,7 +62,7 @@ def make_artifacts(
         if artifact.precision == "int8":
             base = bases[artifact.format]
         elif artifact.precision == "int8-dynamic":
-            base = _smoothed(base, source, samples, recipe=recipe, bench=bench)
+            base = _dynamic_base(artifact, fused, source, samples, recipe=recipe, bench=bench)
         if artifact.pass_name:
             made[artifact.id] = make_artifact(
                 artifact, base, source, samples, plan=plan, recipe=recipe, bench=bench
@@ -119,6 +120,31 @@ def _corrected(made: Made, order: Order, samples: Samples | None, recipe: Recipe
     return replace(corrected, origin=made.origin, base=made.base)
 
 
+def _dynamic_base(
+    artifact: Artifact,
+    floats: Mapping[str, Made],
+    source: Source,
+    samples: Samples | None,
+    *,
+    recipe: Recipe,
+    bench: Workbench,
+) -> Made:
+    """The float model that run-time ranges start from in an artifact's format: smoothed once, on the ONNX form."""
+    plain = floats[artifact.format]
+    if artifact.format != "onnx" and (samples is None or recipe.effort == "quick"):
+        return plain
+    smoothed = _smoothed(floats["onnx"], source, samples, recipe=recipe, bench=bench)
+    if artifact.format == "onnx":
+        return smoothed
+    try:
+        digest = file_digest(smoothed.file)
+        lowered = lower(artifact.format, smoothed.model(), digest, bench, of="smoothed ")
+        return replace(lowered, hub=smoothed.file)
+    except UnsupportedError as error:
+        note = f"activations not smoothed, because the smoothed model cannot be lowered to {artifact.format}: {error}"
+        return replace(plain, description=replace(plain.description, notes=(*plain.description.notes, note)))
+
+
 def _smoothed(
     base: Made, source: Source, samples: Samples | None, *, recipe: Recipe, bench: Workbench
 ) -> Made:
@@ -152,7 +178,8 @@ def _order(
     pair_safe: bool,
 ) -> Order:
     options = recipe.options(artifact.pass_name)
-    if artifact.precision == "int8-dynamic" and pair_safe and "quantize_dynamic" not in recipe.passes:
+    is_dynamic = (artifact.format, artifact.precision) == ("onnx", "int8-dynamic")
+    if is_dynamic and pair_safe and "quantize_dynamic" not in recipe.passes:
         # where pairs saturate, unsigned weights take an exact kernel, which is slower: the build measures both ways
         options = replace(DynamicOptions(), unsigned_weights=True)
     if artifact.precision in ("fp16", "bf16", "fp8-e4m3"):
@@ -161,6 +188,10 @@ def _order(
         if artifact.precision != "fp8-e4m3":
             options = FloatOptions("bfloat16" if artifact.precision == "bf16" else "float16")
         return Order(samples=adapted, calibration=recipe.calibration, exclude=recipe.exclude, options=options)
+    if artifact.format == "litert" and artifact.precision in ("int8-dynamic", "int8-weights"):
+        stored = LitertDynamicOptions(convolutions=artifact.precision == "int8-weights")
+        given = options if artifact.pass_name in recipe.passes else stored
+        return Order(exclude=recipe.exclude, options=given)
     if artifact.precision in ("int8-weights", "int4-weights"):
         given = options if isinstance(options, WeightOptions) else WeightOptions()
         options = replace(given, bits=4 if artifact.precision == "int4-weights" else 8)

@@ -82,12 +82,13 @@ def _span(found: Range) -> float:
 def _level(model: Any, operator: Any, kind: str, *, is_before: bool) -> str:
     if kind in _POOLS | MOVES or (kind in _CURVES and not is_before):
         return FLOATS
-    if kind == "FULLY_CONNECTED" and not is_before and _has_constant_weights(model, operator):
+    if kind == "FULLY_CONNECTED" and not is_before and has_constant_weights(model, operator):
         return DYNAMIC
     return ""
 
 
-def _has_constant_weights(model: Any, operator: Any) -> bool:
+def has_constant_weights(model: Any, operator: Any) -> bool:
+    """Whether what a layer, a convolution or a lookup multiplies or picks is stored in the file."""
     tensor = model.subgraphs[0].tensors[operator.inputs[1]]
     data = model.buffers[tensor.buffer].data
     return data is not None and len(data) > 0

@@ -6,7 +6,8 @@ Levels, beside int8 with int8 activations:
 - `int16`: activations of 16 bits, weights of 8 ("16x8" of the LiteRT quantization specification): reference kernels on a
   CPU, many times slower, for what needs the bits and is small.
 - `int4`: weights of 4 bits per channel, activations of 8: the least bytes.
-- `dynamic` (no level of a search): weights of 8 bits, ranges of activations found in every inference (`litert_ends`).
+- `dynamic` and `stored` (no levels of a search): weights of 8 bits, with ranges of activations found in every inference
+  (`litert_ends`) or with float arithmetic.
 
 The ranges are read off the int8 file, so nothing is calibrated again. Which file comes out is ai-edge-quantizer's doing:
 its recipe takes one entry an operator, by the name of the operator's first output.
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeopt import onnx_select
-from edgeopt.litert_ends import DYNAMIC, FLOATS, MOVES, find_coarse_pools, find_ends
+from edgeopt.litert_ends import DYNAMIC, FLOATS, MOVES, find_coarse_pools, find_ends, has_constant_weights
 from edgeopt.litert_norms import find_norms
 from edgeopt.ranges import Range
 from edgeopt_converters.litert_file import pack, parse
@@ -33,16 +34,22 @@ __all__ = [
     "DYNAMIC",
     "FLOATS",
     "MOVES",
+    "STORED",
     "Operator",
     "choose",
     "operators",
     "quantize",
+    "quantize_weights",
     "read_levels",
     "read_ranges",
     "usual",
+    "with_weights",
 ]
 
 LEVELS = ("fp32", "fp16", "int16", "int4")
+STORED = "stored"
+"""Weights of 8 bits per channel in the file, floats in memory and in the arithmetic."""
+
 PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 PER_CHANNEL_DYNAMIC = 12
 """The version of FULLY_CONNECTED from which kernels know dynamic ranges with a scale per channel (`op_version.cc`)."""
@@ -67,11 +74,13 @@ class Operator:
     name: str
     type: str
     number: int
+    is_gate: bool = False
 
     @property
     def described(self) -> str:
         """What survives the next export, such as "Conv#3", which is the same convolution as in ONNX."""
-        return f"{ONNX_TYPES.get(self.type, self.type)}#{self.number}"
+        kind = onnx_select.GATE if self.is_gate else ONNX_TYPES.get(self.type, self.type)
+        return f"{kind}#{self.number}"
 
 
 def operators(program: bytes) -> tuple[Operator, ...]:
@@ -81,10 +90,28 @@ def operators(program: bytes) -> tuple[Operator, ...]:
     counted: dict[str, int] = {}
     found = []
     for entry, kind in zip(graph.operators, type_names(model), strict=True):
-        common = ONNX_TYPES.get(kind, kind)
+        common = onnx_select.GATE if _is_gate(graph, entry, kind) else ONNX_TYPES.get(kind, kind)
         number = counted[common] = counted.get(common, -1) + 1
-        found.append(Operator(graph.tensors[entry.outputs[0]].name.decode(), kind, number))
+        is_gate = common == onnx_select.GATE
+        found.append(Operator(graph.tensors[entry.outputs[0]].name.decode(), kind, number, is_gate))
     return tuple(found)
+
+
+def _is_gate(graph: Any, entry: Any, kind: str) -> bool:
+    """Whether an operator stands in a hard gate's place (`edgeopt.hard_gates`): a factor for each channel."""
+    if kind != "DEPTHWISE_CONV_2D":
+        return False
+    first, height, width, channels = (int(size) for size in graph.tensors[entry.inputs[1]].shape)
+    return onnx_select.is_line((channels, first, height, width), channels)
+
+
+def with_weights(program: bytes, kinds: Iterable[str]) -> tuple[Operator, ...]:
+    """The operators of some types whose weights are stored in the file, in order."""
+    wanted, graph = frozenset(kinds), parse(program)
+    pairs = zip(operators(program), graph.subgraphs[0].operators, strict=True)
+    return tuple(
+        found for found, entry in pairs if found.type in wanted and has_constant_weights(graph, entry)
+    )
 
 
 def choose(program: bytes, selectors: Iterable[str]) -> frozenset[str]:
@@ -201,15 +228,43 @@ def quantize(
     )
 
 
+def quantize_weights(program: bytes, levels: Mapping[str, str]) -> bytes:
+    """Give int8 weights to layers and tables, by the names of their first outputs; everything else stays as it is.
+
+    Args:
+        program: The float file.
+        levels: `dynamic` (integers are multiplied) or `stored` (floats are, made of the integers when the file is loaded).
+
+    Raises:
+        RuntimeFailure: ai-edge-quantizer refuses.
+    """
+    from ai_edge_quantizer import quantizer
+
+    maker = quantizer.Quantizer(bytearray(program))
+    for entry in operators(program):
+        if entry.name in levels:
+            _set(maker, entry, levels[entry.name])
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            made = maker.quantize(enable_progress_bar=False, enable_progress_report=False)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise RuntimeFailure(f"ai-edge-quantizer refused int8 weights: {error}") from error
+    return _declare_dynamic(bytes(made.quantized_model))
+
+
 def _set(maker: Any, operator: Operator, level: str) -> None:
     from ai_edge_quantizer import algorithm_manager
     from ai_edge_quantizer.qtyping import TFLOperationName
 
+    if operator.type not in {kind.value for kind in TFLOperationName}:
+        return  # ai-edge-quantizer leaves in floats what it does not know
     scope, kind = f"^{re.escape(operator.name)};$", TFLOperationName(operator.type)
     if level == "fp32" or (level == "fp16" and operator.type not in PRODUCTS):
         _leave(maker, scope, kind)
     elif level == DYNAMIC:
         maker.add_dynamic_config(scope, kind, 8)
+    elif level == STORED:
+        maker.add_weight_only_config(scope, kind, 8)
     elif level == "fp16":
         maker.add_weight_only_config(
             scope, kind, 16, algorithm_key=algorithm_manager.AlgorithmName.FLOAT_CASTING

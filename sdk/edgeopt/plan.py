@@ -22,6 +22,8 @@ BASELINE = "onnx-fp32"
 PASSES = {
     ("onnx", "int8"): "quantize_static",
     ("litert", "int8"): "quantize_litert",
+    ("litert", "int8-dynamic"): "quantize_litert_dynamic",
+    ("litert", "int8-weights"): "quantize_litert_dynamic",
     ("executorch", "int8"): "quantize_executorch",
     ("onnx", "fp16"): "cast_floats",
     ("onnx", "bf16"): "cast_floats",
@@ -192,15 +194,21 @@ def _with_runtimes(profile: DeviceProfile, recipe: Recipe) -> DeviceProfile:
     )
 
 
+_OFFERED = {
+    ("onnxruntime", "onnx"): ("int8-dynamic", "int8-weights", "int4-weights"),
+    ("litert", "litert"): ("int8-dynamic", "int8-weights"),
+}
+"""What a CPU runtime with int8 can run beside what profiles list."""
+
+
 def _more(profile: DeviceProfile) -> list[Target]:
     """Precisions that no profile lists, because they suit a model and not a device: a recipe or the model asks."""
     listed = {(target.runtime, target.precision) for target in profile.targets}
     return [
         Target(target.runtime, target.format, precision, target.threads, "cpu", "")
         for target in profile.targets
-        if (target.runtime, target.format, target.precision, target.accelerator)
-        == ("onnxruntime", "onnx", "int8", "cpu")
-        for precision in ("int8-dynamic", "int8-weights", "int4-weights")
+        if (target.precision, target.accelerator) == ("int8", "cpu")
+        for precision in _OFFERED.get((target.runtime, target.format), ())
         if (target.runtime, precision) not in listed
     ]
 

@@ -7,8 +7,9 @@ from edgeopt_converters.onnx_ops import Call, Function, Tensor
 
 
 def _gather(call: Call) -> Tensor:
-    """A constant single index stays a plain select, which every runtime does for free."""
+    """A constant single index stays a plain select, which every runtime does for free; a table stays a table."""
     import torch
+    from torch.nn import functional
 
     x = call.tensor(0)
     axis = call.get("axis", 0) % x.dim()
@@ -16,6 +17,8 @@ def _gather(call: Call) -> Tensor:
     if known is not None and known.ndim == 0:
         return x.select(axis, int(known))
     indices = _positive(call.tensor(1), x.shape[axis])
+    if axis == 0 and x.dim() == 2 and x.is_floating_point() and call.constants[0] is not None:
+        return functional.embedding(indices, x)
     picked = torch.index_select(x, axis, indices.reshape(-1))
     return picked.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
