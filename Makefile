@@ -65,6 +65,19 @@ bench-memory: $(STAMP) ## peak memory of static quantization with every range me
 fuzz: $(STAMP) ## a million hostile inputs (needs atheris: .venv/bin/pip install atheris)
 	$(BIN)/python tests/fuzz/run.py
 
+CONFORMANCE := .conformance
+TUF_CONFORMANCE ?= https://github.com/theupdateframework/tuf-conformance
+
+# needs git, network and `faketime`; TUF_CONFORMANCE may be a folder or a mirror
+.PHONY: conformance
+conformance: $(STAMP) ## the conformance suite of The Update Framework against the agent's trust code
+	@command -v faketime > /dev/null || { echo "faketime is missing: apt-get install faketime"; exit 2; }
+	test -d $(CONFORMANCE)/suite || git clone --quiet --depth 1 $(TUF_CONFORMANCE) $(CONFORMANCE)/suite
+	test -x $(CONFORMANCE)/venv/bin/pytest || { $(PYTHON) -m venv $(CONFORMANCE)/venv && \
+	  $(CONFORMANCE)/venv/bin/pip install --quiet --constraint constraints.txt -e agent pytest pytest-json-report; }
+	cd $(CONFORMANCE)/suite && ../venv/bin/python -m pytest -q tuf_conformance \
+	  --entrypoint "$(abspath $(CONFORMANCE))/venv/bin/python $(CURDIR)/tests/conformance/tuf_client.py"
+
 .PHONY: check
 check: $(STAMP) ## linters, formatter, types, import rules
 	$(BIN)/ruff check
