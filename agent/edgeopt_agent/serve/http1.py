@@ -36,6 +36,8 @@ MIN_RATE = 64 * 1024
 _END = b"\r\n\r\n"
 _MAX_CHUNK_LINE = 256
 _FD_BYTES = 4
+_TIMEVAL = "qq" if socket.SO_RCVTIMEO == 66 else "ll"
+"""The option of that number takes 64-bit times on 32-bit machines (SO_RCVTIMEO_NEW; armhf since Debian 13)."""
 
 
 class Wire:
@@ -295,4 +297,4 @@ class Wire:
 
 
 def _timeval(seconds: float) -> bytes:
-    return struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    return struct.pack(_TIMEVAL, int(seconds), int(seconds % 1 * 1e6))

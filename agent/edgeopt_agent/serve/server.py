@@ -41,6 +41,7 @@ CHUNKED_BYTES = 16 * 1024 * 1024
 """What a chunked body counts as, since nobody knows before how long it is."""
 
 STOP_S = 60.0
+ACCEPT_PAUSE_S = 0.1
 SKIPPED_BYTES = 1024 * 1024
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
@@ -110,13 +111,17 @@ class Server:
             try:
                 accepted, _ = listener.socket.accept()
             except OSError as error:
-                if not self._is_stopping:
+                if not self._is_stopping:  # no file descriptor is free, for one; it may be soon
                     _log.warning("cannot accept a connection: %s", error)
-                    time.sleep(0.1)
+                    time.sleep(ACCEPT_PAUSE_S)
                 continue
-            if accepted.family != socket.AF_UNIX:
-                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._welcome(_Connection(next(self._numbers), Wire(accepted), listener))
+            try:
+                if accepted.family != socket.AF_UNIX:
+                    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._welcome(_Connection(next(self._numbers), Wire(accepted), listener))
+            except OSError as error:  # it was gone before it was welcomed
+                _log.debug("a connection is gone: %s", error)
+                accepted.close()
 
     def _welcome(self, connection: _Connection) -> None:
         connection.idle_since = time.monotonic()

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP as clients speak it, and as nobody should: bodies that lie, heads without end, web pages, slow senders."""
 
+import contextlib
 import gzip
 import json
+import os
+import resource
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -236,3 +240,28 @@ def test_the_client_comes_back_after_the_agent_closed_an_idle_connection(
             np.testing.assert_array_equal(
                 client.infer("tiny", {"image": ones}).outputs["scores"], np.ones((1, 4))
             )
+
+
+def test_when_no_file_descriptor_is_free_the_server_waits_and_goes_on(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.install()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = []
+    waiting = socket.socket(socket.AF_UNIX)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 8, hard))
+        with contextlib.suppress(OSError):
+            held.extend(os.open("/dev/null", os.O_RDONLY) for _ in range(100))
+        assert len(held) < 100
+        waiting.connect(str(rig.path))
+        waiting.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.3)
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    waiting.settimeout(10)
+    assert status(waiting.recv(65536)) == 200
+    waiting.close()
+    assert "cannot accept" in caplog.text
