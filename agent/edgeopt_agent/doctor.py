@@ -23,6 +23,7 @@ from edgeopt_agent import runtimes
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.serve.http import ask
 from edgeopt_agent.store import SPARE_BYTES, Store
+from edgeopt_agent.trusted_time import BUILT_AT, LIFETIME
 from edgeopt_wire.document import parse_moment
 from edgeopt_wire.errors import EdgeoptError
 
@@ -161,19 +162,18 @@ def _root(config: AgentConfig, moment: datetime) -> Iterator[Finding]:
 
 
 def _clock(config: AgentConfig, moment: datetime) -> Iterator[Finding]:
-    built = datetime.fromtimestamp(Path(__file__).stat().st_mtime, timezone.utc)
     seen = Store(config.folder).load_device().newest_moment if config.folder.exists() else ""
-    floor = max(built, parse_moment(seen)) if seen else built
+    floor = max(BUILT_AT, parse_moment(seen)) if seen else BUILT_AT
     said = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
-    if moment < floor:
-        yield Finding(
-            "clock",
-            Verdict.FAILED,
-            f"{said} is before {floor:%Y-%m-%d %H:%M:%S}, which has been",
-            "set the clock: timedatectl set-ntp true, or date -s; TLS refuses certificates of the future",
-        )
-    else:
+    if floor <= moment <= BUILT_AT + LIFETIME:
         yield Finding("clock", Verdict.OK, said)
+        return
+    yield Finding(
+        "clock",
+        Verdict.WARNING,
+        f"{said} cannot be; at least {floor:%Y-%m-%d %H:%M:%S} has been",
+        "the agent goes by signed time once it is connected; for the rest: timedatectl set-ntp true, or date -s",
+    )
 
 
 def _runtimes() -> Iterator[Finding]:

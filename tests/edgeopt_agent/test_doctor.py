@@ -124,12 +124,15 @@ def test_a_device_that_was_never_started_is_looked_at_without_making_anything(co
     assert not config.folder.exists()
 
 
-def test_a_clock_before_the_newest_signed_moment_is_found(config: AgentConfig) -> None:
+def test_a_clock_that_cannot_be_is_found(config: AgentConfig) -> None:
     store = Store(config.folder)
     store.save_device(DeviceRecord(newest_moment=format_moment(NOW.replace(microsecond=0))))
-    (found,) = _found(examine(config, lambda: dt.datetime(1970, 1, 1, 0, 3, tzinfo=dt.UTC)), "clock")
-    assert found.verdict is Verdict.FAILED
-    assert "timedatectl" in found.advice
+    for wrong in (dt.datetime(1970, 1, 1, 0, 3, tzinfo=dt.UTC), dt.datetime(2100, 1, 1, tzinfo=dt.UTC)):
+        (found,) = _found(examine(config, lambda wrong=wrong: wrong), "clock")
+        assert found.verdict is Verdict.WARNING
+        assert "timedatectl" in found.advice
+    (found,) = _found(examine(config), "clock")
+    assert found.verdict is Verdict.OK
 
 
 def test_a_root_of_trust_that_is_none_and_a_slot_that_lost_its_mark_are_found(
