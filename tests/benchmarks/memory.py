@@ -108,14 +108,15 @@ def _child(python: str, who: str, method: str, count: int, folder: Path) -> floa
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 0:
         return float(json.loads(done.stdout.splitlines()[-1]))
-    said = (done.stderr.strip().splitlines() or [""])[-1][:200]
+    said = (done.stderr.strip().splitlines() or [""])[-1]
     if who == "ours":
-        sys.exit(f"{method}, {count} images: {said}")
-    return f"ends above {PEER_GIB} GiB" if _is_memory(said, done.returncode) else f"fails: {said}"
+        sys.exit(f"{method}, {count} images: {said[:300]}")
+    return f"ends above {PEER_GIB} GiB" if _is_memory(said, done.returncode) else f"fails: {said[:200]}"
 
 
 def _is_memory(said: str, code: int) -> bool:
-    return code < 0 or any(word in said for word in ("MemoryError", "bad_alloc", "allocate", "Allocate"))
+    words = ("memoryerror", "bad_alloc", "allocat")
+    return code < 0 or any(word in said.lower() for word in words)
 
 
 def _ours(method: str, images: Images, folder: Path) -> float:
