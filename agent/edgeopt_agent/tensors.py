@@ -52,8 +52,11 @@ class Conversion:
     """The way from one side's tensors to the other's, checked once and then used for every request."""
 
     def __init__(self, sources: Sequence[TensorSpec], targets: Sequence[TensorSpec]) -> None:
+        import numpy as np
+
         check_convertible(sources, targets)
-        self._pairs = tuple((s, t, _is_same(s, t)) for s, t in zip(sources, targets, strict=True))
+        pairs = zip(sources, targets, strict=True)
+        self._pairs = tuple((s, t, _is_same(s, t), np.dtype(s.dtype)) for s, t in pairs)
         self._names = frozenset(spec.name for spec in sources)
 
     def given(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -65,8 +68,10 @@ class Conversion:
         if arrays.keys() != self._names:
             raise RecipeError(f"expected the inputs {sorted(self._names)}, found {sorted(arrays)}")
         found = {}
-        for source, target, is_same in self._pairs:
-            array = _checked(arrays[source.name], source)
+        for source, target, is_same, dtype in self._pairs:
+            array = arrays[source.name]
+            if array.dtype != dtype or array.shape != source.shape:
+                array = _checked(array, source)
             found[target.name] = array if is_same else convert(array, source, target)
         return found
 
@@ -77,9 +82,9 @@ class Conversion:
             RuntimeFailure: It gave another tensor than its spec says.
         """
         found = {}
-        for source, target, is_same in self._pairs:
+        for source, target, is_same, dtype in self._pairs:
             array = arrays.get(source.name)
-            if array is None or array.shape != source.shape or array.dtype.name != source.dtype:
+            if array is None or array.shape != source.shape or array.dtype != dtype:
                 raise RuntimeFailure(
                     f"output {source.name!r}: expected {_say(source)}, found "
                     + ("none" if array is None else f"{array.dtype.name} {array.shape}")
@@ -135,8 +140,6 @@ def _checked(array: np.ndarray, spec: TensorSpec) -> np.ndarray:
 
     if array.shape != spec.shape:
         raise RecipeError(f"input {spec.name!r}: expected shape {spec.shape}, found {array.shape}")
-    if array.dtype.name == spec.dtype:
-        return array
     if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
         raise RecipeError(f"input {spec.name!r}: expected {spec.dtype}, found {array.dtype.name}")
     return array.astype(spec.dtype, copy=False)

@@ -7,9 +7,10 @@ major; an element of BYTES is its length in four bytes, then itself.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeopt_wire.errors import RecipeError
 
@@ -88,7 +89,12 @@ def join_items(items: Sequence[bytes]) -> bytes:
 
 def datatype_of(array: np.ndarray) -> str:
     """The protocol's name of an array's dtype."""
-    return BYTES if array.dtype.kind == "O" else DATATYPES[array.dtype.name]
+    return _datatype(array.dtype)
+
+
+@functools.cache
+def _datatype(dtype: np.dtype[Any]) -> str:
+    return BYTES if dtype.kind == "O" else DATATYPES[dtype.name]
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgeopt_agent.machine import Installed
 from edgeopt_agent.model import LoadedModel, open_model
 from edgeopt_agent.serve.refusals import NotFound
+from edgeopt_agent.service import Service
 from edgeopt_agent.store import Store
 from edgeopt_wire import seam
 from edgeopt_wire.document import from_json
@@ -39,9 +40,18 @@ class _Entry:
 
 
 class Models:
-    """Loaded models. `overrides` are the device's own `serving` by model name; its keys go before the manifest's."""
+    """Loaded models. `overrides` are the device's own `serving` by model name; its keys go before the manifest's.
 
-    def __init__(self, store: Store, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    `service` is told of every call of a runtime.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        service: Service | None = None,
+    ) -> None:
+        self.service = service
         self._store = store
         self._overrides = overrides or {}
         self._entries: dict[str, _Entry] = {}
@@ -66,7 +76,7 @@ class Models:
                 instances.append(
                     instances[0] if is_shared else open_model(folder, manifest, installed.variant)
                 )
-            served = Served(instances, serving, folder, self._embed)
+            served = Served(instances, serving, folder, self._embed, self.service)
         except BaseException:
             for loaded in instances:
                 loaded.close()

@@ -11,6 +11,8 @@
 | systemsharedmemory/... | register, unregister, status |
 | edgeopt/memory/region/NAME/register | sealed memory, its descriptor beside the request |
 
+`/metrics` (not under /v2) is what Prometheus reads.
+
 Source: Open Inference Protocol "REST" v2 and Triton's extensions of the same names.
 """
 
@@ -21,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgeopt_agent.serve import infer_route
+from edgeopt_agent.serve import infer_route, metrics
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.serve.refusals import Forbidden, NotAllowed, NotFound, NotImplementedHere
 from edgeopt_agent.serve.regions import Regions, SealedRegion, SystemRegion
@@ -85,6 +87,9 @@ class Routes:
             EdgeoptError: It is refused, or failed; `refusals.status_of` says how HTTP calls that.
         """
         parts = asked.path.split("?", 1)[0].strip("/").split("/")
+        if parts == ["metrics"]:
+            _only(asked, "GET")
+            return self._metrics()
         if parts[0] != "v2":
             raise NotFound(
                 f"unknown path {asked.path[:200]!r}; everything is under /v2, see the Open Inference Protocol"
@@ -135,6 +140,13 @@ class Routes:
             raise NotFound(f"unknown path {asked.path[:200]!r}; a model has ready, config, stats and infer")
         _only(asked, "GET")
         return _json(found(served))
+
+    def _metrics(self) -> Reply:
+        totals = self.models.service.totals() if self.models.service is not None else {}
+        versions = {name: self.models.served(name).loaded.manifest.version for name in self.models.names()}
+        return Reply(
+            metrics.exposition(totals, versions).encode(), headers={"Content-Type": metrics.CONTENT_TYPE}
+        )
 
     def _server(self) -> dict[str, Any]:
         return {

@@ -21,7 +21,8 @@ from edgeopt_agent.serve.readiness import prove_batch, run_once
 from edgeopt_agent.serve.refusals import NotFound
 from edgeopt_agent.serve.scheduler import Scheduler, Ticket
 from edgeopt_agent.serve.semantic import SemanticIndex
-from edgeopt_wire.errors import RecipeError
+from edgeopt_agent.service import Service
+from edgeopt_wire.errors import EdgeoptError, RecipeError
 from edgeopt_wire.serving import Serving
 
 if TYPE_CHECKING:
@@ -55,12 +56,22 @@ class Answer:
 
 
 class Served:
-    """A model that serves. `instances` are opened from the same variant; `embed` asks another model for a vector."""
+    """A model that serves. `instances` are opened from the same variant; `embed` asks another model for a vector.
+
+    `service` is told of every call of the runtime.
+    """
 
     def __init__(
-        self, instances: Sequence[LoadedModel], serving: Serving, folder: Path, embed: Embed
+        self,
+        instances: Sequence[LoadedModel],
+        serving: Serving,
+        folder: Path,
+        embed: Embed,
+        service: Service | None = None,
     ) -> None:
         self.loaded = instances[0]
+        self._service = service
+        self._key = (self.loaded.manifest.name, self.loaded.manifest.version, self.loaded.variant.id)
         self.serving = serving
         self.processing = Processing(self.loaded.manifest, folder)
         self._instances = tuple(instances)
@@ -192,7 +203,17 @@ class Served:
         return self._edges.from_variant(self.scheduler.run(ticket), rows)
 
     def _run(self, loaded: LoadedModel, contents: Sequence[tuple[Arrays, int]]) -> list[Arrays]:
-        return run_batch(loaded, contents, self._padded)
+        if self._service is None:
+            return run_batch(loaded, contents, self._padded)
+        began = time.perf_counter_ns()
+        try:
+            found = run_batch(loaded, contents, self._padded)
+        except EdgeoptError:
+            self._service.failed(self._key)
+            raise
+        taken = time.perf_counter_ns() - began
+        self._service.ran(self._key, taken, sum(rows for _, rows in contents), contents[0][0])
+        return found
 
     def _finished(self, call: Call, outputs: Arrays, prepared: Arrays) -> dict[str, np.ndarray]:
         offered = [name for name, _, _ in self.processing.outputs()]

@@ -11,6 +11,7 @@ from typing import Any
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models
+from edgeopt_agent.service import Service
 from edgeopt_agent.store import Store
 from edgeopt_wire.errors import EdgeoptError, RecipeError
 
@@ -44,7 +45,7 @@ def serve(config: AgentConfig, stop: threading.Event | None = None) -> None:
 
     store = Store(config.folder)
     with only_one(store):
-        models = Models(store, config.serving)
+        models = Models(store, config.serving, Service(lambda: datetime.now(timezone.utc)))
         if not load_models(store, models):
             raise RecipeError(f"no model of {config.folder} can be served; install one first")
         if stop is None:
