@@ -75,7 +75,7 @@ conformance: $(STAMP) ## the conformance suite of The Update Framework against t
 	test -d $(CONFORMANCE)/suite || git clone --quiet --depth 1 $(TUF_CONFORMANCE) $(CONFORMANCE)/suite
 	test -x $(CONFORMANCE)/venv/bin/pytest || { $(PYTHON) -m venv $(CONFORMANCE)/venv && \
 	  $(CONFORMANCE)/venv/bin/pip install --quiet --constraint constraints.txt -e agent pytest pytest-json-report; }
-	cd $(CONFORMANCE)/suite && ../venv/bin/python -m pytest -q tuf_conformance \
+	cd $(CONFORMANCE)/suite && ../venv/bin/python -m pytest -q -c pyproject.toml tuf_conformance \
 	  --entrypoint "$(abspath $(CONFORMANCE))/venv/bin/python $(CURDIR)/tests/conformance/tuf_client.py"
 
 .PHONY: check
