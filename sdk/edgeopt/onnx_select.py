@@ -17,6 +17,10 @@ from typing import Any
 from edgeopt_wire import seam
 from edgeopt_wire.errors import RecipeError
 
+GATE = "Gate"
+"""The type by which selectors know the depthwise 1x1 convolution that `hard_gates` puts in a gate's place: so the numbers
+of all others are those of the model as it was handed over."""
+
 ROLES = ("first", "last", "depthwise", "pointwise", "classifier")
 PRODUCTS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 
@@ -37,8 +41,13 @@ class Operator:
 
     @property
     def type(self) -> str:
-        """Its ONNX type."""
-        return self.types[0]
+        """Its ONNX type, or `GATE`."""
+        return GATE if self.is_gate else self.types[0]
+
+    @property
+    def is_gate(self) -> bool:
+        """Whether it is a line for each channel, a convolution that no model has of itself."""
+        return self.types[0] == "Conv" and len(self.weight) > 2 and is_line(self.weight, self.groups)
 
     @property
     def is_depthwise(self) -> bool:
@@ -51,6 +60,11 @@ class Operator:
         """Whether it is a convolution without a neighbourhood."""
         is_small = len(self.weight) > 2 and set(self.weight[2:]) == {1}
         return self.type == "Conv" and is_small and not self.is_depthwise
+
+
+def is_line(weight: Sequence[int], groups: int) -> bool:
+    """Whether weights (outputs, inputs of a group, *kernel) are one factor for each channel."""
+    return groups == weight[0] > 1 and set(weight[1:]) == {1}
 
 
 def select(program: Any, selectors: Iterable[str]) -> frozenset[str]:
@@ -76,16 +90,19 @@ def choose(operators: Sequence[Operator], selectors: Iterable[str]) -> frozenset
 
 def describe(program: Any, name: str) -> str:
     """The selector of an operator that survives an export: its type and number."""
-    node = next(entry for entry in program.graph.node if entry.name == name)
-    alike = [entry.name for entry in program.graph.node if entry.op_type == node.op_type]
-    return f"{node.op_type}#{alike.index(name)}"
+    operators = _operators(program)
+    kind = next(operator.type for operator in operators if operator.name == name)
+    alike = [operator.name for operator in operators if operator.type == kind]
+    return f"{kind}#{alike.index(name)}"
 
 
 def _chosen(operators: Sequence[Operator], selector: str) -> Sequence[Operator]:
     if selector.startswith("role:"):
         return _by_role(operators, selector.removeprefix("role:"))
     kind, mark, number = selector.rpartition("#")
-    alike = [operator for operator in operators if kind in operator.types]
+    if GATE in (kind, selector) and not any(operator.is_gate for operator in operators):
+        return []  # passes before `respell_operators` have none yet
+    alike = [operator for operator in operators if kind in _types(operator)]
     if mark and alike:
         try:
             return [alike[int(number)]]
@@ -93,13 +110,17 @@ def _chosen(operators: Sequence[Operator], selector: str) -> Sequence[Operator]:
             raise RecipeError(
                 f"quantize.exclude: {selector!r} means the n-th {kind}, this model has {len(alike)} of them"
             ) from error
-    found = [operator for operator in operators if selector in (operator.name, *operator.types)]
+    found = [operator for operator in operators if selector in (operator.name, *_types(operator))]
     if not found:
         raise RecipeError(
             f"quantize.exclude: the model has no operator of name or type {selector!r}; "
             f"its types are {', '.join(sorted({operator.type for operator in operators}))}"
         )
     return found
+
+
+def _types(operator: Operator) -> tuple[str, ...]:
+    return (GATE,) if operator.is_gate else operator.types
 
 
 def _by_role(operators: Sequence[Operator], role: str) -> Sequence[Operator]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The float ONNX model that int8 files begin with: equalized, its weights rounded, or cured of what its files lack.
 
-Decided once for every format; what only ONNX Runtime wants (gates, pairs that cannot overflow) is decided beside it.
+Decided once for every format; what only ONNX Runtime wants (soft gates, pairs that cannot overflow, the bound of hard
+gates) is decided beside it.
 Where weights are rounded by second moments, that does all; elsewhere the attribution chooses (`edgeopt.cures`).
 """
 
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from edgeopt.artifacts import Adapted, Made, lower, optimize
 from edgeopt.cures import Case, cured, with_notes
 from edgeopt.passes import Order
+from edgeopt.passes.respell_operators import Options as RespellOptions
 from edgeopt.passes.round_weights import Options as RoundOptions
 from edgeopt.plan import FROM_ONNX, Artifact, Plan
 from edgeopt.recipe import Recipe
@@ -29,6 +31,13 @@ if TYPE_CHECKING:
 GATES = frozenset({"Sigmoid", "HardSigmoid", "HardSwish", "Swish"})
 """Where channels meet through these, int8 loses most: a small hard-swish net lost 5.4 points, and 0.2 with its gates
 equalized (tests/benchmarks/collapsing_net.py)."""
+
+
+HARD_GATES = frozenset({"HardSigmoid", "HardSwish"})
+"""Gates that are a bounded line, so that a convolution can be one (`edgeopt.hard_gates`)."""
+
+RELU6 = 6.0
+"""The bound that LiteRT and ExecuTorch fuse into a convolution."""
 
 
 @dataclass(frozen=True)
@@ -105,20 +114,36 @@ def _preparation(
         if {node.op_type for node in program.graph.node} & GATES
         else ()
     )
+    shared, own = equalized, (*equalized, *gates)
+    if per_channel and {node.op_type for node in program.graph.node} & HARD_GATES:
+        shared = (*equalized, *gates, _respelled(RELU6))
+        own = (*own, _respelled(1.0)) if _is_onnxruntimes_alone(plan) else own
     if recipe.rounding == "nearest" or not per_channel:
-        return equalized, (*equalized, *gates)
+        return shared, own
     from edgeopt.attribute import ENOUGH_DB, weights_alone_db
 
     with bench.progress.stage("weigh the weights' own error") as step:
         alone = weights_alone_db(program, samples)
         step.detail = f"{alone:.1f} dB by nearest rounding"
     if alone >= ENOUGH_DB:
-        return equalized, (*equalized, *gates)
+        return shared, own
     plain = RoundOptions.of(recipe.options("round_weights"))
     careful = replace(plain, pair_safe=plain.pair_safe or wants_pair_safe(plan))
-    return (
-        (*equalized, Preparation("round_weights", plain)),
-        (*equalized, *gates, Preparation("round_weights", careful)),
+    return (*shared, Preparation("round_weights", plain)), (*own, Preparation("round_weights", careful))
+
+
+def _respelled(bound: float) -> Preparation:
+    """Hard gates as convolutions with this bound, and nothing else in other words."""
+    options = RespellOptions(gelu=False, layer_norm=False, hard_gates=True, gate_bound=bound)
+    return Preparation("respell_operators", options)
+
+
+def _is_onnxruntimes_alone(plan: Plan) -> bool:
+    """Whether no other runtime takes the int8 ONNX files: TensorRT and OpenVINO have these gates themselves."""
+    files = [entry for entry in plan.artifacts if entry.format == "onnx" and entry.precision == "int8"]
+    return all(
+        entry.runtime == "onnxruntime" and entry.scheme is not None and not entry.scheme.symmetric_activations
+        for entry in files
     )
 
 

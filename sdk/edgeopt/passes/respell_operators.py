@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say the same float arithmetic in the operators that ONNX Runtime runs fastest on a CPU.
+"""Say the same float arithmetic in the operators that a runtime runs fastest on a CPU.
 
-Its fusions look for exact spellings, and one of them makes things slower:
+ONNX Runtime's fusions look for exact spellings, and one of them makes things slower:
 - GELU: exporters write x * (0.5 * (1 + erf)), the fusion knows (x * (1 + erf)) * 0.5. Moving the half changes no bit,
   for it is a power of two. Five walks over the widest activation become one.
 - An addition before a layer norm becomes SkipLayerNormalization, which takes 6 times as long as the two apart
   (onnxruntime 1.32, x86-64, 128 x 384: 0.25 ms instead of 0.04). Sum adds two tensors as Add does and is not fused.
 
-Both the float file and the int8 file gain, so it belongs before either.
+Both the float file and the int8 file gain, so these belong before either. Hard gates (`hard_gates`) are for int8 alone:
+ONNX Runtime has them in floats only, and LiteRT's hard-swish is no operator of XNNPACK, which stops at each.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edgeopt.hard_gates import respell
 from edgeopt.onnx_graphs import fold
+from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt_converters.model import Model
 
@@ -26,10 +29,12 @@ EXTRA = "onnx"
 
 @dataclass(frozen=True)
 class Options:
-    """Which spellings change."""
+    """Which spellings change; `gate_bound` is what hard gates are bounded by, 6 where a runtime fuses ReLU6 alone."""
 
     gelu: bool = True
     layer_norm: bool = True
+    hard_gates: bool = False
+    gate_bound: float = 1.0
 
 
 def apply(model: Model, order: Order) -> Result:
@@ -41,8 +46,18 @@ def apply(model: Model, order: Order) -> Result:
     sums = sum(graph.keep_apart(node) for node in program.graph.node) if options.layer_norm else 0
     if halves:
         del program.graph.value_info[:]  # two tensors changed places
-    notes = (f"respelled for ONNX Runtime: {halves} GELU, {sums} additions before layer norms",)
-    return Result(replace(model, program=program), notes)
+    notes = [f"respelled for ONNX Runtime: {halves} GELU, {sums} additions before layer norms"]
+    if options.hard_gates:
+        notes = notes if halves + sums else []
+        gates = respell(program, bound=options.gate_bound, exclude=select(program, order.exclude))
+        program = gates.program
+        notes += [gates.sentence()] if gates.sentence() else []
+    return Result(replace(model, program=program), tuple(notes))
+
+
+def walks(order: Order, available: int) -> int:  # noqa: ARG001 - the same for every pass
+    """How many samples `apply` walks over: none."""
+    return 0
 
 
 class _Graph:
