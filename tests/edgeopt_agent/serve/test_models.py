@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeopt_agent.client import Client
 from edgeopt_agent.machine import Installed
+from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models, serving_of
 from edgeopt_agent.serve.served import Call
 from edgeopt_agent.store import Store
@@ -190,6 +192,44 @@ def test_a_net_whose_rows_see_each_other_is_not_served_in_batches(tmp_path: Path
     dense_package(store.slot("dense", "A"), is_free=True, serving={"max_batch": 4}, is_mixing=True)
     with pytest.raises(UnsupportedError, match="not independent"):
         Models(store).activate("dense", Installed("A", "1", "0" * 64, "a"))
+
+
+def test_batches_and_shared_memory_are_swapped_under_load_as_well(tmp_path: Path) -> None:
+    store, path = Store(tmp_path), tmp_path / "agent.sock"
+    serving = {"max_batch": 4, "max_delay_us": 300}
+    for slot in "AB":
+        dense_package(store.slot("dense", slot), is_free=True, serving=serving)
+    models = Models(store)
+    models.activate("dense", Installed("A", "1", "0" * 64, "a"))
+    server = LocalServer(path, models)
+    server.start()
+    end, failures, counts = threading.Event(), [], [0] * 6
+
+    def hammer(number: int) -> None:
+        try:
+            with Client(path) as client, client.share("dense", rows=1 + number % 2) as shared:
+                while not end.is_set():
+                    shared.inputs["x"][...] = counts[number]
+                    found = (
+                        shared.run()["y"] if number % 3 else client.infer("dense", shared.inputs).outputs["y"]
+                    )
+                    assert (found == 2 * counts[number] + 1).all()
+                    counts[number] += 1
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=hammer, args=(number,)) for number in range(len(counts))]
+    for thread in threads:
+        thread.start()
+    for swap in range(15):
+        models.activate("dense", Installed("BA"[swap % 2], "1", "0" * 64, "a"))
+        time.sleep(0.03)
+    end.set()
+    for thread in threads:
+        thread.join(20)
+    server.stop()
+    assert not failures, failures[:3]
+    assert min(counts) > 0
 
 
 def test_instances_of_onnx_runtime_share_one_session_and_run_at_once(tmp_path: Path) -> None:
