@@ -12,6 +12,7 @@
 | transport | `{"kind": "mqtt", "host", "port", "ca", "certificate", "key", "insecure"}` or `{"kind": "folder", "path"}` | needed |
 | socket | Unix socket for local inference | `<state_dir>/agent.sock` |
 | http | `{"port": 8000, "shared_memory": false}`: local inference on a port of 127.0.0.1 as well | none |
+| service_report_s | seconds between two reports of what was served, at least 10 | 300 |
 | serving | by model, what goes before the package's own `serving` keys (docs/serving.md) | `{}` |
 """
 
@@ -33,6 +34,8 @@ from edgeopt_wire.errors import DocumentError, RecipeError
 if TYPE_CHECKING:
     from edgeopt_agent.transports.mqtt import MqttOptions
 
+MIN_REPORT_S = 10.0
+
 TRANSPORTS = ("folder", "mqtt")
 """What a configuration may name; `memory` is for simulators, which make it themselves."""
 
@@ -52,6 +55,7 @@ class AgentConfig:
     stand_in: bool = False
     socket: str = ""
     http: HttpOptions = field(default_factory=HttpOptions)
+    service_report_s: float = 300.0
     serving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,6 +86,10 @@ def load_config(path: Path) -> AgentConfig:
         config = from_json(AgentConfig, parse_json(raw, str(path)), str(path))
         topics.check_part(config.device, "device")
         topics.check_part(config.tenant, "tenant")
+        if not config.service_report_s >= MIN_REPORT_S:
+            raise RecipeError(
+                f"{path}: service_report_s must be at least {MIN_REPORT_S:.0f}, found {config.service_report_s}"
+            )
     except DocumentError as error:
         raise RecipeError(str(error)) from error
     if config.extra:

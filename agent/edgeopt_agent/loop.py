@@ -158,6 +158,7 @@ class Agent:
         if self._unread is not None and self._monotonic() >= self._unread_pause.until:
             self._read_desired(self._unread)
         self._do_one()
+        self._tell_service()
         self._send()
 
     def _is_stopping(self) -> bool:
@@ -347,6 +348,15 @@ class Agent:
         except StoreError as error:  # a measurement is not worth an installation
             _log.error("a measurement of %s is not kept: %s", model, error)
         self._send()
+
+    def _tell_service(self) -> None:
+        """Put what was served into the outbox; acknowledged events mean that somebody listens."""
+        service = self.models.service
+        for body in service.flush(lambda: len(self.outbox) == 0) if service is not None else ():
+            try:
+                self.outbox.add("service", self._now(), body)
+            except StoreError as error:
+                _log.error("what %s served is not kept: %s", body["model"], error)
 
     def _note_phase(self, state: State) -> None:
         self._report_due = True

@@ -22,6 +22,7 @@ from edgeopt_agent.outbox import Outbox
 from edgeopt_agent.probe import run_probe
 from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models
+from edgeopt_agent.service import Service
 from edgeopt_agent.store import Store
 from edgeopt_agent.systemd import Pulse, notify
 from edgeopt_agent.transports import INBOX_LENGTH, Inbox, Transport
@@ -56,7 +57,8 @@ def make_agent(
         needs_time=transport.tells_time,
     )
     outbox = Outbox(store.folder / "outbox", config.device)
-    models = Models(store, config.serving)
+    service = Service(clock.now, store.folder / "service.json", config.service_report_s)
+    models = Models(store, config.serving, service)
     session = uuid.uuid4().hex
     return Agent(
         config,

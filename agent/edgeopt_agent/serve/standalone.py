@@ -41,11 +41,11 @@ def serve(config: AgentConfig, stop: threading.Event | None = None) -> None:
         StoreError: The state directory cannot be used, or another agent uses it.
         RecipeError: No model is installed that can be served.
     """
-    from edgeopt_agent.main import only_one
+    from edgeopt_agent.main import only_one, utc_now
 
     store = Store(config.folder)
     with only_one(store):
-        models = Models(store, config.serving, Service(lambda: datetime.now(timezone.utc)))
+        models = Models(store, config.serving, Service(utc_now))
         if not load_models(store, models):
             raise RecipeError(f"no model of {config.folder} can be served; install one first")
         if stop is None:
