@@ -19,6 +19,7 @@ from edgeopt_agent.fits import check_fits, this_machine
 from edgeopt_agent.machine import Effect, Event, Installed, Kind, State
 from edgeopt_agent.probe import ProbeRequest
 from edgeopt_agent.race import race
+from edgeopt_agent.remeasure import changes, conditions
 from edgeopt_agent.store import Incoming, Store
 from edgeopt_agent.transports import Transport
 from edgeopt_wire.errors import (
@@ -164,8 +165,16 @@ class Installer:
         assert candidate is not None, "a candidate is known since it was resolved"
         if not self.store.is_whole(state.model, candidate.slot, candidate.package_sha256):
             return Event(Kind.LOST, error=f"slot {candidate.slot} is not whole any more; it is fetched again")
-        manifest = self.store.manifest(state.model, candidate.slot)
-        folder = self.store.slot(state.model, candidate.slot)
+        return Event(Kind.DONE, installed=self._raced(state.model, candidate))
+
+    def _raced(self, model: str, installed: Installed) -> Installed:
+        """A package in a slot with the variant that is the fastest now.
+
+        Raises:
+            RuntimeFailure: None runs right.
+        """
+        manifest = self.store.manifest(model, installed.slot)
+        folder = self.store.slot(model, installed.slot)
 
         def probe(variant: str) -> Measurement:
             if self.is_stopping():
@@ -173,13 +182,13 @@ class Installer:
             request = ProbeRequest(
                 folder=str(folder),
                 variant=variant,
-                package_sha256=candidate.package_sha256,
+                package_sha256=installed.package_sha256,
                 device_id=self.config.device,
                 device_class=self.config.device_class,
                 stand_in_for=self.config.device_class if self.config.stand_in else "",
             )
             measurement = self.probe(request)
-            self.keep(state.model, measurement)
+            self.keep(model, measurement)
             return measurement
 
         found = race([variant.id for variant in manifest.variants], probe)
@@ -189,8 +198,33 @@ class Installer:
                 for m in found.measurements
             )
             raise RuntimeFailure(f"no variant runs right on this device: {why}")
-        _log.info("%s %s: %s", state.model, candidate.version, found.said)
-        return Event(Kind.DONE, installed=replace(candidate, variant=found.winner.variant))
+        _log.info("%s %s: %s", model, installed.version, found.said)
+        now = conditions(variant.runtime for variant in manifest.variants)
+        return replace(installed, variant=found.winner.variant, measured_under=now)
+
+    def look(self, state: State) -> Event | None:
+        """Measure the active package again where the conditions are others than when it was; None where all is as it was.
+
+        What fails now goes on serving as it is loaded: the event says so.
+        """
+        active = state.active
+        if active is None or not self.store.is_whole(state.model, active.slot, active.package_sha256):
+            return None
+        manifest = self.store.manifest(state.model, active.slot)
+        now = conditions(variant.runtime for variant in manifest.variants)
+        if not active.measured_under:  # installed before conditions were kept: from now on they are
+            return Event(Kind.MEASURED, installed=replace(active, measured_under=now))
+        if active.measured_under == now:
+            return None
+        _log.info("%s is measured again: %s", state.model, changes(active.measured_under, now))
+        try:
+            found = self._raced(state.model, active)
+            if found.variant != active.variant:
+                self.server.activate(state.model, found)
+        except (RuntimeFailure, UnsupportedError) as error:
+            _log.error("%s: %s; %s serves on", state.model, error, active.variant)
+            return Event(Kind.MEASURED, installed=replace(active, measured_under=now), error=str(error))
+        return Event(Kind.MEASURED, installed=found)
 
     def _switch(self, state: State) -> Event:
         assert state.candidate is not None, "a trial has a candidate"

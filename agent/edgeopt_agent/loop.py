@@ -25,6 +25,7 @@ from edgeopt_agent.installer import Installer
 from edgeopt_agent.machine import Effect, Event, Kind, State
 from edgeopt_agent.outbox import Outbox
 from edgeopt_agent.probe import ProbeRequest
+from edgeopt_agent.remeasure import CHECK_S
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.store import DeviceRecord, Store
 from edgeopt_agent.transports import Acknowledged, Inbox, Online, Transport, Wanted
@@ -95,7 +96,7 @@ class Agent:
         self._unread_pause = _Pause()
         self.unread_because = ""
         """Why the newest desired document cannot be followed yet, empty if it is."""
-        self._sent_at = float("-inf")
+        self._sent_at = self._looked_at = float("-inf")
         self._report_due = True
         self._time_due = False
         self._alarms: dict[str, tuple[str, float]] = {}
@@ -158,6 +159,7 @@ class Agent:
         if self._unread is not None and self._monotonic() >= self._unread_pause.until:
             self._read_desired(self._unread)
         self._do_one()
+        self._look()
         self._tell_service()
         self._send()
 
@@ -348,6 +350,19 @@ class Agent:
         except StoreError as error:  # a measurement is not worth an installation
             _log.error("a measurement of %s is not kept: %s", model, error)
         self._send()
+
+    def _look(self) -> None:
+        """Now and then, with nothing else to do: does what was measured still count?"""
+        if self.is_busy or self._monotonic() - self._looked_at < CHECK_S:
+            return
+        self._looked_at = self._monotonic()
+        for name, state in list(self.states.items()):
+            try:
+                event = self.installer.look(state)
+                if event is not None:
+                    self.feed(name, event)
+            except EdgeoptError as error:
+                _log.warning("%s is not measured again yet: %s", name, error)
 
     def _tell_service(self) -> None:
         """Put what was served into the outbox; acknowledged events mean that somebody listens."""

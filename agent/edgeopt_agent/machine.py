@@ -27,12 +27,13 @@ MAX_ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Installed:
-    """A package in a slot, and the variant of it that serves."""
+    """A package in a slot, the variant of it that serves, and under what conditions that was the fastest."""
 
     slot: str
     version: str
     package_sha256: str
     variant: str = ""
+    measured_under: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Kind(enum.Enum):
     DONE = "done"  # the effect in hand succeeded; `installed` says what it found
     LOST = "lost"  # what arrived is damaged on the disk; it is fetched again
     AWAY = "away"  # the transport or the disk is in the way; try again later
+    MEASURED = "measured"  # the active package was measured again; `installed` says which variant serves now
     REFUSED = "refused"  # the candidate is bad: it lies, does not fit, or fails its probe
 
 
@@ -206,6 +208,15 @@ def _roll_back(state: State, event: Event) -> Outcome:
     return replace(failed, phase=Phase.ROLLED_BACK), effects
 
 
+def _measured(state: State, event: Event) -> Outcome:
+    """Another variant of the active package may serve from now on; another package may not."""
+    found, active = event.installed, state.active
+    if found is None or active is None or found.package_sha256 != active.package_sha256:
+        return state, ()
+    fresh = replace(state, active=found, error=event.error)
+    return fresh, (Effect.SAVE, Effect.REPORT) if fresh != state else ()
+
+
 def _fail(state: State, error: str) -> Outcome:
     failed = replace(state, phase=Phase.FAILED, attempts=0, error=error)
     return failed, (Effect.SAVE, Effect.REPORT, Effect.CLEAN)
@@ -213,6 +224,7 @@ def _fail(state: State, error: str) -> Outcome:
 
 _BEFORE_TRIAL = frozenset(NEXT)
 _WORKING = frozenset(WORK)
+_AT_REST = frozenset(Phase) - _WORKING
 
 TRANSITIONS: tuple[tuple[frozenset[Phase] | None, Kind, Callable[[State, Event], Outcome]], ...] = (
     # in these phases (None: any)        on this event   do this
@@ -222,6 +234,7 @@ TRANSITIONS: tuple[tuple[frozenset[Phase] | None, Kind, Callable[[State, Event],
     (frozenset({Phase.TRIAL}), Kind.DONE, _commit),
     (frozenset({Phase.VERIFYING, Phase.PROBING}), Kind.LOST, _fetch_again),
     (_WORKING, Kind.AWAY, _wait),
+    (_AT_REST, Kind.MEASURED, _measured),
     (_BEFORE_TRIAL, Kind.REFUSED, _refuse),
     (frozenset({Phase.TRIAL}), Kind.REFUSED, _roll_back),
 )
