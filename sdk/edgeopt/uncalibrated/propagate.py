@@ -37,6 +37,10 @@ MOVING = frozenset((
 """What may mix channels or axes; told apart afterwards only where it can be proven."""
 # fmt: on
 
+AVERAGED = 0.75
+"""The standard deviation of an average, as a share of that of what it averages: 1 where neighbours are all alike, less where
+they are not. Against 1, EfficientNet-Lite0 lost 0.1 dB (and 1.4 dB at 0.54), a ResNet8 on CIFAR-10 gained 0.8 dB."""
+
 _EPSILON = 1e-5  # of BatchNormalization where it names none
 _FAR = 1e6  # what an operator gives beyond a hundredth of this is taken as without end
 _COARSE = 6  # every so many nodes of two tensors that know nothing of each other meet: 17 by 17
@@ -232,7 +236,7 @@ def _move(graph: _Graph, node: Any, name: str) -> Spread | None:
 
 
 def _average(graph: _Graph, node: Any, name: str) -> Spread | None:
-    """Normal with the variance of what is averaged: as if neighbours were alike, but no rare value stands alone.
+    """Normal, `AVERAGED` as wide as what is averaged, and within its ends: no rare value stands alone in an average.
 
     With the ends of what it averages instead, a ResNet on CIFAR-10 lost 3.8 dB by the tensor before its classifier.
     """
@@ -241,7 +245,7 @@ def _average(graph: _Graph, node: Any, name: str) -> Spread | None:
     found = _move(graph, node, name) if node.op_type == "ReduceMean" else graph.spread(node.input[0])
     if found is None:
         return None
-    made = Spread.normal(name, found.mean, np.sqrt(found.variance), is_assumed=found.is_assumed)
+    made = Spread.normal(name, found.mean, AVERAGED * np.sqrt(found.variance))
     values = np.clip(made.values, found.values.min(0), found.values.max(0))
     return Spread(name, values, found.is_assumed)
 

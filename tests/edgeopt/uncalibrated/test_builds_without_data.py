@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A build without a single sample: what it makes is called uncalibrated everywhere, and as good as evaluation says."""
 
-import importlib.util
 import json
-import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -51,17 +49,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def digit_net() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("digit_net", NET)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["digit_net"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
 def evaluation(digit_net: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> str:
     images, targets = digit_net.digits()
     path = tmp_path_factory.mktemp("data") / "evaluation.npz"
@@ -79,13 +66,13 @@ def measured(
 
 
 def test_evaluation_data_measures_what_no_data_has_calibrated(measured: BuildOutcome) -> None:
-    """Both gave 27.7 dB here (35 and 36 with 200 digits to calibrate on), and no tensor was left to noise."""
+    """Both gave 29 dB here (35 and 36 with 200 digits to calibrate on), and no tensor was left to noise."""
     for name in ("onnxruntime-int8-1t", "litert-int8-1t"):
         candidate = measured.report.candidate(name)
         assert candidate.quality is not None
         assert candidate.quality.samples == 297
         assert candidate.quality.sqnr_db is not None
-        assert candidate.quality.sqnr_db > 20
+        assert candidate.quality.sqnr_db > 25
         assert candidate.quality.agreement is not None
         assert candidate.quality.agreement > 0.96
         assert candidate.calibration == "uncalibrated"
