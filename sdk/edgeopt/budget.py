@@ -9,7 +9,8 @@ Rules:
   a figure of another machine proves nothing. Elsewhere an estimate decides, and only with its whole interval: below the
   limit it is kept, above it is broken, and between the two it cannot be told, which is not kept.
 - `max_size` is the model file's; `max_memory` the peak of the process that ran it here.
-- `min_coverage` is the share of multiply-accumulates that the runtime computes in integers, for integer candidates.
+- `min_coverage` is the share of multiply-accumulates that the runtime computes in integers, for integer candidates; what
+  finds its ranges at run time counts only in a candidate that was made so (int8-dynamic), and is told apart.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Facts:
     is_share: bool = True
     measurement: Measurement | None = None
     coverage: float | None = None
+    at_run_time: float = 0.0
+    """The share of multiply-accumulates in integers with ranges found at run time, where `coverage` leaves it out."""
     on_device: bool = False
     estimate: Estimate | None = None
     no_estimate: str = ""
@@ -83,9 +86,14 @@ class Budget:
             and facts.coverage is not None
             and facts.coverage < self.min_coverage
         ):
+            apart = (
+                f" (another {100 * facts.at_run_time:.1f} % with ranges found at run time)"
+                if facts.at_run_time
+                else ""
+            )
             found.append(
-                f"{100 * facts.coverage:.1f} % of the multiply-accumulates run in integers, --min-coverage asks for "
-                f"{100 * self.min_coverage:.1f} %"
+                f"{100 * facts.coverage:.1f} % of the multiply-accumulates run in integers{apart}, --min-coverage asks "
+                f"for {100 * self.min_coverage:.1f} %"
             )
         return found
 

@@ -10,9 +10,8 @@ Rules:
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +41,14 @@ from edgeopt.provenance import MAX_PROVENANCE_BYTES, PROVENANCE_PATH, envelope
 from edgeopt.recipe import Recipe
 from edgeopt.reporting import Work, build_report, choose, repeatable
 from edgeopt.search import Aim
+from edgeopt.served_package import check_served, lay_out, manifest_extra, prove_served
 from edgeopt.sources import Source, load_source
 from edgeopt.uncalibrated import SAID
 from edgeopt.uncalibrated import making as uncalibrated
-from edgeopt.validate import Question, Validation, not_measured, validate
+from edgeopt.validate import Question, Validation, check_task, not_measured, validate
 from edgeopt.workbench import Workbench
 from edgeopt_converters import graph
+from edgeopt_profiles.operators import Operator
 from edgeopt_profiles.profile import load_profile
 from edgeopt_wire.document import canonical_bytes, to_bytes, to_json
 from edgeopt_wire.errors import EdgeoptError, RecipeError
@@ -106,8 +107,18 @@ class Loaded:
 
 
 def plan_build(request: BuildRequest) -> Plan:
-    """Decide what a build would make, without making it (`--dry-run`)."""
-    return make_plan(load_profile(request.device), request.recipe)
+    """Decide what a build would make, without making it (`--dry-run`).
+
+    An ONNX file is looked at, because what is in it decides too; other models would have to be exported first.
+
+    Raises:
+        RecipeError: The recipe does not fit the device, or the ONNX file cannot be read.
+    """
+    plan = make_plan(load_profile(request.device), request.recipe)
+    if not request.model.endswith(".onnx") or _is_decided(request, plan):
+        return plan
+    source = load_source(request.model, request.recipe)
+    return _by_traits(request, plan, graph.of(source.model).operators)
 
 
 def foresee_build(request: BuildRequest, plan: Plan) -> dict[str, Prediction]:
@@ -128,14 +139,16 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
     Raises:
         EdgeoptError: One of its families; the message says what to do. Nothing half-written is left.
     """
-    plan = plan_build(request)
+    plan = make_plan(load_profile(request.device), request.recipe)
     cache.sweep()
     with tempfile.TemporaryDirectory(prefix="edgeopt-build-") as name:
         scratch = Path(name)
         with progress.stage("load") as step:
             loaded = load_inputs(request, plan)
+            check_served(request.recipe, loaded.source.model)
             step.detail = loaded.source.description
         bench = Workbench(cache, scratch, progress, {**tool_versions(), "code": code_digest()})
+        _check_task(request, plan, loaded, bench)
         plan = _suited(request, plan, loaded, bench)
         made = make_artifacts(plan, loaded.source, loaded.calibration, request.recipe, bench)
         made = _train(request, plan, made, loaded, bench)
@@ -154,6 +167,7 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
             question=Question(request.recipe.evaluate, request.budget.max_drop, request.budget.relative),
             bench=bench,
         )
+        prove_served(stage, manifest)
         if loaded.stand_in is not None:
             validation = _blind(validation, loaded, request)
         manifest = replace(manifest, variants=_with_quality(manifest.variants, plan, validation))
@@ -178,22 +192,47 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
 
 
 def _suited(request: BuildRequest, plan: Plan, loaded: Loaded, bench: Workbench) -> Plan:
-    """Take run-time ranges instead of fixed ones where nearly all of the model's work is in matrix products.
-
-    Fixed ranges lost most of MiniLM (cosine 0.94 against 0.998), and a device would choose them if they were faster.
-    """
-    if request.recipe.precisions or all(artifact.precision != "int8" for artifact in plan.artifacts):
+    """The plan that suits the model, by its ONNX form."""
+    if _is_decided(request, plan):
         return plan
     if loaded.stand_in is not None:  # fixed ranges from batch normalization are what was asked for
         return plan
     base = lower("onnx", loaded.source.model, loaded.source.sha256, bench)
+    return _by_traits(request, plan, graph.of(base.model()).operators)
+
+
+def _is_decided(request: BuildRequest, plan: Plan) -> bool:
+    """Whether what is in the model changes nothing: the recipe says what to make, or nothing is int8."""
+    return bool(request.recipe.precisions) or all(artifact.precision != "int8" for artifact in plan.artifacts)
+
+
+def _by_traits(request: BuildRequest, plan: Plan, operators: Sequence[Operator]) -> Plan:
+    """Take run-time ranges instead of fixed ones where nearly all of the model's work is in matrix products.
+
+    Fixed ranges lost most of MiniLM (cosine 0.94 against 0.998), and a device would choose them if they were faster.
+    """
     offered = {target.precision for target in plan.device.targets if not target.by_recipe} - {"fp32", "int8"}
-    if not suits_dynamic(graph.of(base.model()).operators) or "onnx" not in plan.formats:
+    if not suits_dynamic(operators) or "onnx" not in plan.formats:
         return plan
     try:
         return make_plan(plan.device, replace(request.recipe, precisions=(*sorted(offered), "int8-dynamic")))
     except RecipeError:  # this device runs no ONNX on its CPU
         return plan
+
+
+def _check_task(request: BuildRequest, plan: Plan, loaded: Loaded, bench: Workbench) -> None:
+    """Score the unmodified model before anything is made of it: its outputs are needed later anyway."""
+    if loaded.evaluation is None:
+        return
+    artifact = plan.artifact(BASELINE)
+    base = lower("onnx", loaded.source.model, loaded.source.sha256, bench)
+    own = tuple(candidate for candidate in plan.candidates if candidate.artifact == BASELINE)
+    alone = replace(plan, artifacts=(artifact,), candidates=own)
+    stage = bench.scratch / "baseline"
+    manifest = _stage(stage, alone, {BASELINE: Made(artifact, base.file, base.description)}, loaded, request)
+    check_task(
+        stage, manifest, alone, samples=loaded.evaluation, evaluation=request.recipe.evaluate, bench=bench
+    )
 
 
 def load_inputs(request: BuildRequest, plan: Plan) -> Loaded:
@@ -254,7 +293,7 @@ def _stage(
     for name, place in places.items():
         target = stage / place
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(made[name].file, target)
+        lay_out(made[name].file, target, recipe.serving)
     if loaded.labels:
         (stage / "labels.txt").write_text("\n".join(loaded.labels) + "\n", encoding="utf-8")
     provenance = Provenance(
@@ -282,6 +321,8 @@ def _stage(
         provenance=provenance,
         labels="labels.txt" if loaded.labels else "",
         preprocess=dict(recipe.preprocess or source.preprocess),
+        postprocess=dict(recipe.postprocess),
+        extra=manifest_extra(recipe.serving),
     )
 
 

@@ -72,7 +72,18 @@ def _optimized(program: Any) -> Any:
             providers=["CPUExecutionProvider"],
             disabled_optimizers=list(OURS),
         )
-        return onnx.load(folded)
+        return _named(onnx.load(folded))
+
+
+def _named(program: Any) -> Any:
+    """Give nodes without a name that of their first output: what selects or leaves out nodes knows them by name."""
+    taken = {node.name for node in program.graph.node}
+    for node in program.graph.node:
+        if not node.name:
+            wanted = f"{node.op_type}_{node.output[0]}"
+            node.name = wanted if wanted not in taken else f"{wanted}_{len(taken)}"
+            taken.add(node.name)
+    return program
 
 
 def _inferred(program: Any) -> Any:

@@ -181,13 +181,15 @@ def _facts(work: Work, candidate: Candidate) -> Facts:
     assessment = work.validation.assessments.get(candidate.artifact)
     verdict = assessment.verdict if assessment else None
     coverage = work.coverage.get(candidate.artifact)
+    is_dynamic = work.plan.artifact(candidate.artifact).precision.endswith("-dynamic")
     return Facts(
         size_bytes=work.made[candidate.artifact].size_bytes,
         quality=work.manifest.variant(candidate.id).quality,
         drop=verdict.drop if verdict else None,
         is_share=verdict.is_share if verdict else True,
         measurement=work.measured.get(candidate.id),
-        coverage=coverage.mac_share if coverage else None,
+        coverage=None if coverage is None else coverage.mac_share if is_dynamic else coverage.static_share,
+        at_run_time=coverage.mac_share - coverage.static_share if coverage and not is_dynamic else 0.0,
         on_device=work.plan.device.id == "host",
         estimate=work.prediction(candidate.id).estimate,
         no_estimate=work.prediction(candidate.id).reason,

@@ -138,6 +138,25 @@ def validate(
     return Validation(assessments, tuple(warnings), found)
 
 
+def check_task(
+    stage: Path, manifest: Manifest, plan: Plan, *, samples: Samples, evaluation: Asked, bench: Workbench
+) -> None:
+    """Run and score the baseline alone, so that labels which no task can score end a build before it quantizes.
+
+    Its outputs are kept: `validate` finds them.
+
+    Raises:
+        RecipeError: Outputs or labels do not fit the task, or the task has no such figure.
+        RuntimeFailure: ONNX Runtime does not run the model.
+    """
+    from edgeopt.evaluate.assess import refer
+    from edgeopt.evaluate.outputs import Outputs
+
+    golden = _golden_inputs(samples, manifest.signature_inputs)
+    folder = _run(stage, _plain(manifest, plan, plan.artifact(BASELINE)), samples, golden, bench)
+    refer(Outputs.load(folder / OUTPUTS_FILE), evaluation)
+
+
 def _run(
     stage: Path, plain: Manifest, samples: Samples, golden: list[dict[str, np.ndarray]], bench: Workbench
 ) -> Path:

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.calibrate import Calibration
+from edgeopt.onnx_graphs import fold
 from edgeopt.onnx_select import describe, select
+from edgeopt.passes import Order, quantize_static
+from edgeopt.simulate.integer import IntegerNet
+from edgeopt_converters.model import Model
+from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError
+from edgeopt_wire.tensor import TensorSpec
 
 
 def _program() -> Any:
@@ -57,3 +64,27 @@ def test_a_selector_that_means_nothing_is_an_error(selector: str, message: str) 
 def test_an_operator_is_described_by_what_survives_an_export() -> None:
     assert describe(_program(), "n9") == "Conv#1"
     assert select(_program(), [describe(_program(), "n10")]) == {"n10"}
+
+
+def test_operators_without_a_name_are_chosen_one_by_one() -> None:
+    """Exporters may leave names empty; an empty name would mean every one of them."""
+    program = _program()
+    for node in program.graph.node:
+        node.name = ""
+    for tensor in program.graph.initializer:
+        values = np.random.default_rng(len(tensor.name)).normal(size=tuple(tensor.dims)).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    program.ir_version = 8
+    folded = fold(program)
+    assert len({node.name for node in folded.graph.node}) == len(folded.graph.node)
+    assert len(select(folded, ["Conv"])) == 3
+    (first,) = select(folded, ["Conv#0"])
+    scheme = Scheme("uint8", "int8", True, False)
+    samples = [{"x": np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)}]
+    model = Model(
+        "onnx", program, "net", (TensorSpec("x", (1, 3, 8, 8), "float32"),), (TensorSpec("y", (1, 10), "float32"),)
+    )  # fmt: skip
+    made = quantize_static.apply(model, Order(scheme, Calibration("minmax"), samples, exclude=("Conv#0",)))
+    left = [layer.name for layer in IntegerNet(made.model.program).layers]
+    assert first not in left
+    assert len(left) == 3, "two convolutions and the classifier"

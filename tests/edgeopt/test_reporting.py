@@ -132,6 +132,17 @@ def test_what_is_estimated_to_be_perhaps_slower_is_the_devices_to_measure(tmp_pa
     assert "which measures it" in found["onnxruntime-int8-1t"].reason
 
 
+def test_ranges_found_at_run_time_are_not_counted_as_static_integers(tmp_path: Path) -> None:
+    work = _work(tmp_path, {"onnxruntime-int8-1t": (50, 50)}, budget=Budget(min_coverage=0.9))
+    artifact = next(c.artifact for c in work.plan.candidates if c.id == "onnxruntime-int8-1t")
+    coverage = Coverage(
+        "onnxruntime", "1", 2, 2, 2, 2, macs=100, integer_macs=95, conversions=2, dynamic=1, dynamic_macs=20
+    )
+    reason = choose(replace(work, coverage={artifact: coverage}))["onnxruntime-int8-1t"].reason
+    assert "75.0 %" in reason
+    assert "another 20.0 % with ranges found at run time" in reason
+
+
 def test_too_few_operations_in_integers_break_the_budget(tmp_path: Path) -> None:
     work = _work(tmp_path, {"onnxruntime-int8-1t": (50, 50)}, budget=Budget(min_coverage=0.9))
     artifact = next(c.artifact for c in work.plan.candidates if c.id == "onnxruntime-int8-1t")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 pytestmark = pytest.mark.flow
@@ -261,6 +262,37 @@ def test_a_dry_run_shows_the_plan_and_makes_nothing(tmp_path: Path) -> None:
     assert plan["schema"] == "edgeopt.plan/1"
     assert any(candidate["accelerator"] == "tensorrt" for candidate in plan["candidates"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_transformer_shows_ranges_found_at_run_time(tmp_path: Path) -> None:
+    tensors = [
+        onnx.numpy_helper.from_array(np.ones((8, 8), np.float32), "w"),
+        onnx.numpy_helper.from_array(np.ones((8, 8), np.float32), "v"),
+    ]
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["h"], "first"),
+        onnx.helper.make_node("MatMul", ["h", "v"], ["y"], "second"),
+    ]
+    edges = [onnx.helper.make_tensor_value_info(name, 1, [1, 4, 8]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph(nodes, "products", edges[:1], edges[1:], tensors)
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "products.onnx")
+    done = edgeopt("build", tmp_path / "products.onnx", "--device", "x86-64", "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "int8-dynamic" in done.stdout
+    assert not (tmp_path / "packages").exists()
+
+
+def test_labels_that_cannot_be_scored_end_a_build_before_it_quantizes(data: Path, tmp_path: Path) -> None:
+    archive = np.load(data / "evaluation.npz")
+    np.savez(tmp_path / "evaluation.npz", x=archive["x"], y=archive["y"] + 100)
+    done = edgeopt(
+        "build", f"{MODELS}:net", "--device", "host", "--calibration", data / "calibration.npz",
+        "--evaluation", tmp_path / "evaluation.npz", "-o", tmp_path, "--cache", tmp_path / "cache", "--quick",
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "label" in done.stderr
+    assert "quantize" not in done.stderr
 
 
 def test_what_int8_breaks_is_searched_for_and_left_in_floats(data: Path, tmp_path: Path) -> None:

@@ -116,6 +116,13 @@ class Coverage:
         return self.integer_macs / self.macs if self.macs else self.product_share
 
     @property
+    def static_share(self) -> float:
+        """The share of multiply-accumulates in integers whose ranges were fixed when the file was made."""
+        if not self.macs:
+            return self.product_share
+        return (self.integer_macs - self.dynamic_macs) / self.macs
+
+    @property
     def first(self) -> Left | None:
         """The first operator that is not in integers."""
         return self.left_out[0] if self.left_out else None
