@@ -28,22 +28,20 @@ from edgeopt_agent.probe import ProbeRequest
 from edgeopt_agent.remeasure import CHECK_S
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.store import DeviceRecord, Store
+from edgeopt_agent.telling import Teller, reported_model
 from edgeopt_agent.transports import Acknowledged, Inbox, Online, Transport, Wanted
 from edgeopt_agent.trust import Trust
 from edgeopt_wire import __version__
-from edgeopt_wire.document import format_moment, parse_moment, to_json
+from edgeopt_wire.document import format_moment, parse_moment
 from edgeopt_wire.errors import EdgeoptError, ForgedError, StoreError, TransportError
 from edgeopt_wire.measurement import Measurement
-from edgeopt_wire.messages import Desired, Phase, Reported, ReportedModel
+from edgeopt_wire.messages import Desired, Reported
 
 _log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 FAULT_PAUSE_S = 5.0
-ALARM_AGAIN_S = 3600.0
-RESEND_EVENTS_S = 20.0
-"""Events that were sent and not acknowledged are sent again after this long."""
 
 
 @dataclass
@@ -96,11 +94,10 @@ class Agent:
         self._unread_pause = _Pause()
         self.unread_because = ""
         """Why the newest desired document cannot be followed yet, empty if it is."""
-        self._sent_at = self._looked_at = float("-inf")
-        self._report_due = True
+        self._looked_at = float("-inf")
         self._time_due = False
-        self._alarms: dict[str, tuple[str, float]] = {}
         self._record = store.load_device()
+        self.teller = Teller(transport, outbox, now, self._seconds, self.reported)
         self.installer = Installer(
             config,
             store,
@@ -108,9 +105,9 @@ class Agent:
             trust,
             models,
             probe,
-            self._keep,
+            self.teller.keep,
             is_stopping=self._is_stopping,
-            alarm=self._alarm,
+            alarm=self.teller.alarm,
         )
 
     def stop(self) -> None:
@@ -160,8 +157,8 @@ class Agent:
             self._read_desired(self._unread)
         self._do_one()
         self._look()
-        self._tell_service()
-        self._send()
+        self.teller.tell_service(self.models.service)
+        self.teller.send()
 
     def _is_stopping(self) -> bool:
         """Asked by long work between its pieces, which is progress."""
@@ -175,15 +172,13 @@ class Agent:
 
     def _take(self, message: Wanted | Acknowledged | Online) -> None:
         if isinstance(message, Acknowledged):
-            self.outbox.acknowledge(message.ack.outbox, message.ack.sequence)
-            self._sent_at = float("-inf")
+            self.teller.acknowledge(message.ack)
         elif isinstance(message, Wanted):
             self._unread_pause = _Pause()
             self._read_desired(message.envelope)
         else:
-            self._report_due = True
+            self.teller.is_due(events=True)
             self._time_due = True
-            self._sent_at = float("-inf")
             for pause in (*self._pauses.values(), self._unread_pause):
                 pause.until = min(pause.until, self._monotonic() + random.uniform(0, 1))
 
@@ -196,7 +191,7 @@ class Agent:
             self._unread = envelope
             self._put_off(self._unread_pause)
             self.unread_because = str(error)
-            self._alarm("", str(error))
+            self.teller.alarm("", str(error))
             return
         except (TransportError, StoreError) as error:
             self._unread = envelope
@@ -205,7 +200,7 @@ class Agent:
             _log.warning("a desired document cannot be checked or kept yet: %s", error)
             return
         except EdgeoptError as error:
-            self._alarm("", f"a desired document is refused: {error}")
+            self.teller.alarm("", f"a desired document is refused: {error}")
         self._unread = None
         self.unread_because = ""
 
@@ -235,7 +230,7 @@ class Agent:
             self.states.setdefault(name, State(name))
             if name in wanted or self.states[name].desired is not None:
                 self.feed(name, Event(Kind.DESIRED, desired=wanted.get(name)))
-        self._report_due = True
+        self.teller.is_due()
 
     def _since(self, record: DeviceRecord, director: frozenset[str]) -> DeviceRecord:
         """The record as far as this director goes: another one's revisions start again.
@@ -263,19 +258,7 @@ class Agent:
         except (TransportError, StoreError) as error:
             _log.warning("the time is not known yet: %s", error)
         except EdgeoptError as error:
-            self._alarm("", str(error))
-
-    def _alarm(self, model: str, error: str) -> None:
-        """Say that somebody lied: once while the lie stays the same, and again after an hour."""
-        _log.error("%s%s", f"{model}: " if model else "", error)
-        told = self._alarms.get(model)
-        if told is not None and told[0] == error and self._monotonic() - told[1] < ALARM_AGAIN_S:
-            return
-        self._alarms[model] = (error, self._monotonic())
-        try:
-            self.outbox.add("trust", self._now(), {"model": model, "error": error})
-        except StoreError as refused:
-            _log.error("an alarm is not kept: %s", refused)
+            self.teller.alarm("", str(error))
 
     def feed(self, name: str, event: Event) -> None:
         """Take one step of a model's machine and run its effects in their order."""
@@ -290,7 +273,7 @@ class Agent:
             if effect is Effect.SAVE:
                 self.store.save_state(state)
             elif effect is Effect.REPORT:
-                self._note_phase(state)
+                self.teller.note_phase(state)
             elif effect is Effect.CLEAN:
                 self.store.clean({**self.states, name: state})
             elif effect is Effect.REMOVE:
@@ -344,13 +327,6 @@ class Agent:
             _log.error("%s: the active package cannot be served: %s", state.model, error)
             self.states[state.model] = replace(state, error=f"cannot be served: {error}")
 
-    def _keep(self, model: str, measurement: Measurement) -> None:
-        try:
-            self.outbox.add("measurement", self._now(), to_json(measurement))
-        except StoreError as error:  # a measurement is not worth an installation
-            _log.error("a measurement of %s is not kept: %s", model, error)
-        self._send()
-
     def _look(self) -> None:
         """Now and then, with nothing else to do: does what was measured still count?"""
         if self.is_busy or self._monotonic() - self._looked_at < CHECK_S:
@@ -364,39 +340,6 @@ class Agent:
             except EdgeoptError as error:
                 _log.warning("%s is not measured again yet: %s", name, error)
 
-    def _tell_service(self) -> None:
-        """Put what was served into the outbox; acknowledged events mean that somebody listens."""
-        service = self.models.service
-        for body in service.flush(lambda: len(self.outbox) == 0) if service is not None else ():
-            try:
-                self.outbox.add("service", self._now(), body)
-            except StoreError as error:
-                _log.error("what %s served is not kept: %s", body["model"], error)
-
-    def _note_phase(self, state: State) -> None:
-        self._report_due = True
-        if state.phase in (Phase.COMMITTED, Phase.FAILED, Phase.ROLLED_BACK):
-            version = (state.active if state.phase is Phase.COMMITTED else state.candidate) or state.active
-            body = {
-                "model": state.model,
-                "phase": state.phase.value,
-                "version": version.version if version else "",
-                "error": state.error,
-            }
-            try:
-                self.outbox.add("phase", self._now(), body)
-            except StoreError as error:
-                _log.error("an event of %s is not kept: %s", state.model, error)
-
-    def _send(self) -> None:
-        if self._report_due:
-            self._report_due = False
-            self.transport.report(self.reported())
-        if self._monotonic() - self._sent_at >= RESEND_EVENTS_S:
-            batch = self.outbox.batch()
-            if batch is not None and self.transport.send(batch):
-                self._sent_at = self._monotonic()
-
     def reported(self) -> Reported:
         """What this device says of itself now."""
         return Reported(
@@ -405,28 +348,14 @@ class Agent:
             session=self._session,
             desired_revision=self._record.revision,
             agent_version=__version__,
-            models=tuple(_reported(self.states[name]) for name in sorted(self.states)),
+            models=tuple(reported_model(self.states[name]) for name in sorted(self.states)),
             disk_free_bytes=self.store.free_bytes(),
             stand_in=self.config.stand_in,
         )
 
+    def _seconds(self) -> float:
+        return self._monotonic()
+
     def _put_off(self, pause: _Pause) -> None:
         pause.until = self._monotonic() + random.uniform(0, pause.seconds)
         pause.seconds = min(MAX_PAUSE_S, 2 * pause.seconds)
-
-
-def _reported(state: State) -> ReportedModel:
-    active = state.active
-    failed = state.phase in (Phase.FAILED, Phase.ROLLED_BACK)
-    wanted = state.desired.version if state.desired else ""
-    candidate = wanted if state.phase in machine.WORK or failed else ""
-    return ReportedModel(
-        name=state.model,
-        phase=state.phase,
-        version=active.version if active else "",
-        package_sha256=active.package_sha256 if active else "",
-        variant=active.variant if active else "",
-        candidate_version=candidate,
-        rollout=state.desired.rollout if state.desired else "",
-        error=state.error,
-    )

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device says of itself: its state whenever that changes, and events until somebody acknowledges them.
+
+Rule: telling is never waited for, and a disk that keeps no event stops nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+from edgeopt_agent import machine
+from edgeopt_agent.machine import State
+from edgeopt_agent.outbox import Outbox
+from edgeopt_agent.service import Service
+from edgeopt_agent.transports import Transport
+from edgeopt_wire.document import to_json
+from edgeopt_wire.errors import StoreError
+from edgeopt_wire.measurement import Measurement
+from edgeopt_wire.messages import Ack, Phase, Reported, ReportedModel
+
+_log = logging.getLogger(__name__)
+
+ALARM_AGAIN_S = 3600.0
+RESEND_EVENTS_S = 20.0
+"""Events that were sent and not acknowledged are sent again after this long."""
+
+
+class Teller:
+    """Queues and sends. `reported` gives the device's state now."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        outbox: Outbox,
+        now: Callable[[], datetime],
+        monotonic: Callable[[], float],
+        reported: Callable[[], Reported],
+    ) -> None:
+        self._transport = transport
+        self._outbox = outbox
+        self._now = now
+        self._monotonic = monotonic
+        self._reported = reported
+        self._sent_at = float("-inf")
+        self._report_due = True
+        self._alarms: dict[str, tuple[str, float]] = {}
+
+    def is_due(self, *, events: bool = False) -> None:
+        """The state changed; with `events`, somebody listens again."""
+        self._report_due = True
+        if events:
+            self._sent_at = float("-inf")
+
+    def acknowledge(self, ack: Ack) -> None:
+        """The control plane has stored events; the next go at once."""
+        self._outbox.acknowledge(ack.outbox, ack.sequence)
+        self._sent_at = float("-inf")
+
+    def keep(self, model: str, measurement: Measurement) -> None:
+        """Queue a measurement, and send it if that is possible."""
+        try:
+            self._outbox.add("measurement", self._now(), to_json(measurement))
+        except StoreError as error:  # a measurement is not worth an installation
+            _log.error("a measurement of %s is not kept: %s", model, error)
+        self.send()
+
+    def alarm(self, model: str, error: str) -> None:
+        """Say that somebody lied: once while the lie stays the same, and again after an hour."""
+        _log.error("%s%s", f"{model}: " if model else "", error)
+        told = self._alarms.get(model)
+        if told is not None and told[0] == error and self._monotonic() - told[1] < ALARM_AGAIN_S:
+            return
+        self._alarms[model] = (error, self._monotonic())
+        try:
+            self._outbox.add("trust", self._now(), {"model": model, "error": error})
+        except StoreError as refused:
+            _log.error("an alarm is not kept: %s", refused)
+
+    def tell_service(self, service: Service | None) -> None:
+        """Queue what was served; acknowledged events mean that somebody listens."""
+        for body in service.flush(lambda: len(self._outbox) == 0) if service is not None else ():
+            try:
+                self._outbox.add("service", self._now(), body)
+            except StoreError as error:
+                _log.error("what %s served is not kept: %s", body["model"], error)
+
+    def note_phase(self, state: State) -> None:
+        """The state is due, and an event where a phase ends something."""
+        self._report_due = True
+        if state.phase in (Phase.COMMITTED, Phase.FAILED, Phase.ROLLED_BACK):
+            version = (state.active if state.phase is Phase.COMMITTED else state.candidate) or state.active
+            body = {
+                "model": state.model,
+                "phase": state.phase.value,
+                "version": version.version if version else "",
+                "error": state.error,
+            }
+            try:
+                self._outbox.add("phase", self._now(), body)
+            except StoreError as error:
+                _log.error("an event of %s is not kept: %s", state.model, error)
+
+    def send(self) -> None:
+        """Send what is due."""
+        if self._report_due:
+            self._report_due = False
+            self._transport.report(self._reported())
+        if self._monotonic() - self._sent_at >= RESEND_EVENTS_S:
+            batch = self._outbox.batch()
+            if batch is not None and self._transport.send(batch):
+                self._sent_at = self._monotonic()
+
+
+def reported_model(state: State) -> ReportedModel:
+    """What is said of one model."""
+    active = state.active
+    failed = state.phase in (Phase.FAILED, Phase.ROLLED_BACK)
+    wanted = state.desired.version if state.desired else ""
+    candidate = wanted if state.phase in machine.WORK or failed else ""
+    return ReportedModel(
+        name=state.model,
+        phase=state.phase,
+        version=active.version if active else "",
+        package_sha256=active.package_sha256 if active else "",
+        variant=active.variant if active else "",
+        candidate_version=candidate,
+        rollout=state.desired.rollout if state.desired else "",
+        error=state.error,
+    )
