@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from edgeopt import litert_ends
 from edgeopt import litert_levels as levels
 from edgeopt.artifacts import Adapted, Made
+from edgeopt.litert_bias import with_biases_of
 from edgeopt.ranges import Range
 from edgeopt.search import Changes, Knob, rank_operators
 from edgeopt.side_by_side import loaded
@@ -69,10 +70,12 @@ def open_workshop(made: Made, samples: Adapted, recipe: Recipe) -> LitertWorksho
     ranges = levels.read_ranges(made.file.read_bytes())
     operators = {operator.name: operator for operator in levels.operators(floats)}
     fixed = levels.read_levels(floats, made.file.read_bytes())
+    layers = [name for name, level in fixed.items() if level == levels.DYNAMIC]
+    corrected = with_biases_of(floats, made.file.read_bytes(), layers)
     names = tuple(name for name in operators if fixed.get(name) != litert_ends.FLOATS)
     errors = _errors(floats, ranges, {name: fixed.get(name, "int8") for name in names}, samples, made)
     knobs = _knobs(floats, rank_operators(names, errors), operators, fixed, recipe)
-    return LitertWorkshop(floats, ranges, operators, knobs, fixed)
+    return LitertWorkshop(corrected, ranges, operators, knobs, fixed)
 
 
 def _errors(

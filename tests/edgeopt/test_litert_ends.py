@@ -2,13 +2,14 @@
 """The ends of an int8 LiteRT file write floats: outputs cannot be clipped, and an average has a grid of its own or none."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from edgeopt import litert_bias, litert_levels
 from edgeopt import litert_ends as subject
-from edgeopt import litert_levels
 from edgeopt.calibrate import Calibration
 from edgeopt.passes import Order, quantize_litert
 from edgeopt.ranges import Range
@@ -143,6 +144,34 @@ def test_levels_are_read_off_a_file_as_they_were_chosen() -> None:
     floats, made = _floats("norm").program, _quantized("norm").program
     ranges = litert_levels.read_ranges(made)
     assert litert_levels.read_levels(floats, made) == litert_levels.usual(floats, ranges)
+
+
+def _mean_error(made: Model, seed: int) -> float:
+    unseen = [sample for number in range(8) for sample in _samples(seed=seed + number)]
+    error = _run(_floats("two layers"), unseen) - _run(made, unseen)
+    return float(np.abs(error.mean(0)).max())
+
+
+def test_a_mean_error_of_the_outputs_is_taken_into_their_bias() -> None:
+    floats, made = _floats("two layers"), _quantized("two layers")
+    ranges = litert_levels.read_ranges(made.program)
+    ranges[floats.inputs[0].name] = Range(-4.0, 4.0)
+    shifted = {name: Range(span.low / 2, span.high / 2) for name, span in ranges.items()}  # it clips, one way
+    plain = litert_levels.quantize(
+        floats.program, shifted, litert_levels.read_levels(floats.program, made.program)
+    )
+    (layer,) = [name for name, level in subject.find_ends(floats.program).items() if level == subject.DYNAMIC]
+    corrected, said = litert_bias.correct(floats.program, plain, [layer], floats.inputs, _samples())
+    assert "1 output layers" in said
+    before, after = (_mean_error(replace(floats, program=program), 40) for program in (plain, corrected))
+    assert after < before / 3
+
+
+def test_a_mean_that_chance_explains_changes_nothing() -> None:
+    floats, made = _floats("two layers"), _quantized("two layers").program
+    (layer,) = [name for name, level in subject.find_ends(floats.program).items() if level == subject.DYNAMIC]
+    few = _samples()[: litert_bias.LEAST_SAMPLES - 1]
+    assert litert_bias.correct(floats.program, made, [layer], floats.inputs, few) == (made, "")
 
 
 def test_runtimes_that_would_take_one_channels_scale_for_all_are_told_not_to_load_the_file() -> None:

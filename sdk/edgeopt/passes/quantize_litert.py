@@ -3,8 +3,8 @@
 
 The ranges are ours (`edgeopt.calibrate`, over all samples); the flatbuffer is rewritten by ai-edge-quantizer, whose
 own moving average over samples would clip the outputs. Where the device takes floats, the net's ends write floats and its
-norms compute in them (`litert_levels.usual`). Weights are symmetric per channel, activations asymmetric per tensor
-(LiteRT 8-bit quantization specification).
+norms compute in them (`litert_levels.usual`), and mean errors of output layers go into their biases (`litert_bias`).
+Weights are symmetric per channel, activations asymmetric per tensor (LiteRT 8-bit quantization specification).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt import litert_levels
 from edgeopt.calibrate import Observe, Stream, alarms, find_ranges
+from edgeopt.litert_bias import correct
 from edgeopt.passes import Order, Result
 from edgeopt.training.spans import find_learned
 from edgeopt_converters.model import Model
@@ -52,6 +53,8 @@ def apply(model: Model, order: Order) -> Result:
     usual = litert_levels.usual(model.program, ranges) if has_floats else {}
     levels = usual | dict.fromkeys(left, "fp32")
     quantized = litert_levels.quantize(model.program, ranges, levels, float_edges=has_floats)
+    layers = [name for name, level in levels.items() if level == litert_levels.DYNAMIC]
+    quantized, corrected = correct(model.program, quantized, layers, model.inputs, order.samples)
     inputs, outputs_now = _specs(quantized, model)
     said = (
         ("ranges chosen tensor by tensor by their own squared error",)
@@ -61,7 +64,7 @@ def apply(model: Model, order: Order) -> Result:
     if left:
         said = (*said, f"left in float by the recipe: {', '.join(order.exclude)}")
     kept = _said_floats(model.program, usual)
-    notes = (*said, *filter(None, (kept, learned.sentence())), *alarms(ranges, outputs))
+    notes = (*said, *filter(None, (kept, corrected, learned.sentence())), *alarms(ranges, outputs))
     return Result(replace(model, program=quantized, inputs=inputs, outputs=outputs_now), notes, order.ranges)
 
 
