@@ -20,6 +20,14 @@ crop = 224
 mean = [0.485, 0.456, 0.406]
 std = [0.229, 0.224, 0.225]
 
+[postprocess]                         # what a device answers beside the outputs; docs/serving.md has the kinds
+kind = "classify"
+top = 5
+
+[serving]                             # how a device serves it; docs/serving.md has the keys
+max_batch = 16
+max_delay_us = 2000
+
 [calibration]
 method = "mse"                        # or "minmax", "percentile", "entropy", "auto"; without any data: "batchnorm"
 percentile = 99.999                   # of the percentile method
@@ -77,8 +85,8 @@ from edgeopt_wire.manifest import check_name
 from edgeopt_wire.tensor import TensorSpec
 
 EFFORTS = ("quick", "default", "extensive")
-"""quick: nearest rounding. default: rounding by second moments. extensive: channels equalized and every range judged by
-the output's error as well, and a search where the budget is not met."""
+"""quick: nearest rounding, and what the attribution asks for. default: rounding by second moments. extensive: channels
+equalized and every range judged by the output's error as well, and a search where the budget is not met."""
 
 PRECISIONS = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8-e4m3", "fp16", "bf16", "fp32")
 ROUNDINGS = ("gptq", "nearest")
@@ -97,6 +105,8 @@ class Recipe:
     effort: str = "default"
     labels: str = ""
     preprocess: Mapping[str, Any] = field(default_factory=dict)
+    postprocess: Mapping[str, Any] = field(default_factory=dict)
+    serving: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration = field(default_factory=Calibration)
     exclude: tuple[str, ...] = ()
     rounding: str = "gptq"
