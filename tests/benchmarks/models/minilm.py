@@ -18,7 +18,7 @@ from models import CALIBRATION, EVALUATION, About, Place, write_samples, write_t
 
 NAMES = ("minilm",)
 LENGTH = 128
-CALIBRATING, EVALUATING = 128, 300
+CALIBRATING, EVALUATING = 128, 150
 CHECKED, TOLERANCE = 8, 1e-3
 """Padded texts on which the exported file must say what the net says; values are around 0.15."""
 

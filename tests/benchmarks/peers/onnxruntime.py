@@ -3,7 +3,8 @@
 
 U8S8 and per channel is what it recommends for x86-64 with VNNI. Its calibrators keep all activations of all samples;
 `CalibMaxIntermediateOutputs` bounds that for entropy and percentile. With min-max that option raises "No data is
-collected" where the number of samples is a multiple of it, so min-max is used without.
+collected" where the number of samples is a multiple of it, so min-max is used without. `int4_onnxruntime` has the other
+ways of 4-bit weights.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ VARIANTS = {
     "entropy": "onnxruntime, U8S8 per channel, entropy",
     "dynamic": "onnxruntime, dynamic",
     "int4-rtn": "onnxruntime, int4 weights, nearest",
-    "int4-hqq": "onnxruntime, int4 weights, HQQ",
-    "int4-gptq": "onnxruntime, int4 weights, GPTQ",
 }
 IMPORTS = ("onnxruntime.quantization", "onnxruntime.quantization.shape_inference")
 HELD_SAMPLES = 8
@@ -90,18 +89,12 @@ def _compress(work: Work) -> Path:
     import onnx
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
-    configs: dict[str, Any] = {
-        "int4-rtn": lambda: nbits.DefaultWeightOnlyQuantConfig(
-            block_size=GROUP, is_symmetric=True, accuracy_level=INTEGER_PRODUCTS
-        ),
-        "int4-hqq": lambda: nbits.HQQWeightOnlyQuantConfig(block_size=GROUP, bits=4),
-        "int4-gptq": lambda: nbits.GPTQWeightOnlyQuantConfig(
-            calibration_data_reader=_reader(work), block_size=GROUP, perchannel=True
-        ),
-    }
+    config = nbits.DefaultWeightOnlyQuantConfig(
+        block_size=GROUP, is_symmetric=True, accuracy_level=INTEGER_PRODUCTS
+    )
     maker = nbits.MatMulNBitsQuantizer(
         onnx.load(work.source("onnx")), block_size=GROUP, is_symmetric=True, accuracy_level=INTEGER_PRODUCTS,
-        algo_config=configs[work.variant](),
+        algo_config=config,
     )  # fmt: skip
     maker.process()
     target = work.output("model.onnx")
