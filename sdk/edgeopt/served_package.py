@@ -64,35 +64,53 @@ def lay_out(source: Path, target: Path, keys: Mapping[str, Any]) -> None:
     import onnx
 
     program = onnx.load(source)
-    free_batch_axis(program.graph)
+    free_batch_axis(program)
     onnx.save(program, target)
 
 
-def free_batch_axis(graph: Any) -> None:
+def free_batch_axis(program: Any) -> None:
     """Make axis 0 of every input and output free, in place.
 
-    Constant shapes of Reshape that begin with the batch of 1 then follow it: the 1 becomes -1, or 0 ("as the input")
-    where -1 stands elsewhere. Shapes that inference wrote down are forgotten.
+    Constant shapes of Reshape that begin with the batch of 1 follow it: the 1 becomes -1, and a -1 elsewhere the size that
+    it stands for. Shapes that inference wrote down are forgotten.
     """
+    import numpy as np
     from onnx import numpy_helper
 
+    graph = program.graph
+    known = _static_shapes(program)
+    constants = {entry.name: entry for entry in graph.initializer}
+    for number, node in enumerate(graph.node):
+        if node.op_type != "Reshape" or node.input[0] in constants or node.input[1] not in constants:
+            continue
+        said = numpy_helper.to_array(constants[node.input[1]])
+        shape = known.get(node.output[0], tuple(said.tolist()))
+        if shape[:1] != (1,) or -1 in shape:
+            continue
+        name = f"{node.input[1]}_{AXIS}_{number}"
+        follows = np.asarray((-1, *shape[1:]), np.int64)
+        graph.initializer.append(numpy_helper.from_array(follows, name))
+        node.input[1] = name
+    used = {name for node in graph.node for name in node.input} | {edge.name for edge in graph.output}
+    for name in constants.keys() - used:
+        graph.initializer.remove(constants[name])
     for edge in (*graph.input, *graph.output):
         axes = edge.type.tensor_type.shape.dim
         if axes and axes[0].dim_value == 1:
             axes[0].dim_param = AXIS
     del graph.value_info[:]
-    constants = {entry.name: entry for entry in graph.initializer}
-    for number, node in enumerate(graph.node):
-        if node.op_type != "Reshape" or node.input[0] in constants or node.input[1] not in constants:
-            continue
-        shape = numpy_helper.to_array(constants[node.input[1]]).copy()
-        keeps_zero = any(attribute.name == "allowzero" and attribute.i for attribute in node.attribute)
-        if not shape.size or shape[0] != 1 or (keeps_zero and -1 in shape):
-            continue
-        shape[0] = 0 if -1 in shape else -1
-        name = f"{node.input[1]}_{AXIS}_{number}"
-        graph.initializer.append(numpy_helper.from_array(shape, name))
-        node.input[1] = name
+
+
+def _static_shapes(program: Any) -> dict[str, tuple[int, ...]]:
+    from onnx import shape_inference
+
+    inferred = shape_inference.infer_shapes(program).graph
+    found = {}
+    for edge in (*inferred.value_info, *inferred.output):
+        axes = edge.type.tensor_type.shape.dim
+        if all(axis.HasField("dim_value") for axis in axes):
+            found[edge.name] = tuple(axis.dim_value for axis in axes)
+    return found
 
 
 def prove_served(stage: Path, manifest: Manifest) -> None:
