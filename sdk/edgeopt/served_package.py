@@ -80,6 +80,7 @@ def free_batch_axis(program: Any) -> None:
     graph = program.graph
     known = _static_shapes(program)
     constants = {entry.name: entry for entry in graph.initializer}
+    replaced: set[str] = set()
     for number, node in enumerate(graph.node):
         if node.op_type != "Reshape" or node.input[0] in constants or node.input[1] not in constants:
             continue
@@ -90,10 +91,13 @@ def free_batch_axis(program: Any) -> None:
         name = f"{node.input[1]}_{AXIS}_{number}"
         follows = np.asarray((-1, *shape[1:]), np.int64)
         graph.initializer.append(numpy_helper.from_array(follows, name))
+        replaced.add(node.input[1])
         node.input[1] = name
     used = {name for node in graph.node for name in node.input} | {edge.name for edge in graph.output}
-    for name in constants.keys() - used:
-        graph.initializer.remove(constants[name])
+    has_branches = any(attribute.HasField("g") for node in graph.node for attribute in node.attribute)
+    if not has_branches:  # a branch may use what no node out here does
+        for name in replaced - used:
+            graph.initializer.remove(constants[name])
     for edge in (*graph.input, *graph.output):
         axes = edge.type.tensor_type.shape.dim
         if axes and axes[0].dim_value == 1:
