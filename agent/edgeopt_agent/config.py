@@ -9,7 +9,7 @@
 | state_dir | where models, state and events are kept | needed |
 | root | the root of trust, a file | needed |
 | stand_in | this machine plays the board: every measurement says so | false |
-| transport | `{"kind": "mqtt", "host", "port", "ca", "certificate", "key", "insecure"}` or `{"kind": "folder", "path"}` | needed |
+| transport | `{"kind": "mqtt", "host", "port", "ca", "certificate", "key", "insecure", "blobs", "blobs_ca"}` or `{"kind": "folder", "path"}` | needed |
 | socket | Unix socket for local inference | `<state_dir>/agent.sock` |
 | http | `{"port": 8000, "shared_memory": false}`: local inference on a port of 127.0.0.1 as well | none |
 | service_report_s | seconds between two reports of what was served, at least 10 | 300 |
@@ -115,9 +115,12 @@ def make_transport(config: AgentConfig, inbox: Inbox) -> Transport:
     if kind != "mqtt":
         raise RecipeError(seam.unknown("transport", kind, TRANSPORTS))
     from edgeopt_agent.transports.mqtt import MqttTransport
+    from edgeopt_agent.web import WebBlobs
 
     identity = Identity(config.tenant, config.device, uuid.uuid4().hex, __version__)
-    return MqttTransport(mqtt_options(config), identity, inbox)
+    options = mqtt_options(config)
+    blobs = WebBlobs(options.blobs, options.blobs_ca, insecure=options.insecure) if options.blobs else None
+    return MqttTransport(options, identity, inbox, blobs)
 
 
 def mqtt_options(config: AgentConfig) -> MqttOptions:

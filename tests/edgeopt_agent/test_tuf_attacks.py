@@ -24,6 +24,7 @@ from tuf_site import Site
 
 from edgeopt.fleet.broker import EmbeddedBroker, free_port
 from edgeopt.keys import load_signer
+from edgeopt_agent import pulling
 from edgeopt_agent.transports import mqtt as transport_module
 from edgeopt_wire import topics
 from edgeopt_wire.document import from_bytes, to_bytes
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.flow
 def site(tmp_path: Path, publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setattr(transport_module, "REPLY_TIMEOUT_S", 1.0)
     monkeypatch.setattr(transport_module, "CHUNK_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(transport_module, "GRACE_S", 0.5)
+    monkeypatch.setattr(pulling, "GRACE_S", 0.5)
     broker = EmbeddedBroker(tmp_path, free_port())
     broker.start()
     made = Site(tmp_path, broker.port, publisher)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgeopt_agent.pulling import MAX_WRONG_CHUNKS, Blobs, check_rate, runs
 from edgeopt_agent.transports import MAX_FILE_BYTES, Acknowledged, Identity, Inbox, Message, Online, Wanted
 from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire import topics
@@ -56,14 +57,9 @@ SETTLED_S = 60.0
 REPLY_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 15.0
 ANSWERS_LENGTH = 512
-GRACE_S = 30.0
-MIN_BYTES_PER_S = 1024
-"""Less than this after the grace is slow retrieval (a GPRS modem gives 4 kB/s)."""
 FIRST_WINDOW, MAX_WINDOW = 4, 32
 CHUNK_TIMEOUT_S = 5.0
 """Silence after which what is missing of the window is asked for again."""
-MAX_WRONG_CHUNKS = 8
-"""Chunks in one pull that are not what was signed, before it is put off."""
 MAX_SILENT_ROUNDS = 6
 """Rounds of silence, each with half the window, before the pull is put off."""
 
@@ -78,6 +74,8 @@ class MqttOptions:
     certificate: str = ""
     key: str = ""
     insecure: bool = False
+    blobs: str = ""
+    blobs_ca: str = ""
 
     def __post_init__(self) -> None:
         if not self.ca and not self.insecure and self.host not in ("127.0.0.1", "::1", "localhost"):
@@ -92,8 +90,11 @@ class MqttTransport:
 
     tells_time = True
 
-    def __init__(self, options: MqttOptions, identity: Identity, inbox: Inbox) -> None:
+    def __init__(
+        self, options: MqttOptions, identity: Identity, inbox: Inbox, blobs: Blobs | None = None
+    ) -> None:
         self._options = options
+        self._blobs = blobs
         self._identity = identity
         self._inbox = inbox
         self._answers: queue.Queue[tuple[str, tuple[str, ...], bytes]] = queue.Queue(ANSWERS_LENGTH)
@@ -142,12 +143,17 @@ class MqttTransport:
                 raise TransportError(
                     f"the answer for {name} stopped at {len(content)} of {reply.total_bytes} bytes"
                 )
-            _check_rate(name, len(content), time.monotonic() - started)
+            check_rate(name, len(content), time.monotonic() - started)
 
     def pull(self, index: PackageIndex, missing: Sequence[int], keep: Callable[[int, bytes], bool]) -> None:
-        """Ask for chunks in a window that grows while they come and is halved by silence."""
-        self._require_online()
+        """Get chunks from the web server where one is configured, what it does not give from the broker.
+
+        There the window of what is asked for grows while chunks come and is halved by silence.
+        """
         waiting = list(missing)
+        if self._blobs is not None:
+            waiting = self._blobs.pull(index, waiting, keep)
+        self._require_online()
         asked: set[int] = set()
         window, silent, wrong, kept = FIRST_WINDOW, 0, 0, 0
         started = time.monotonic()
@@ -158,7 +164,7 @@ class MqttTransport:
                 del waiting[: len(fresh)]
                 asked.update(fresh)
                 self._request(index, fresh)
-            _check_rate(f"the package {index.sha256[:12]}", kept, time.monotonic() - started)
+            check_rate(f"the package {index.sha256[:12]}", kept, time.monotonic() - started)
             number, chunk = self._next_chunk(index)
             if number is None:
                 silent += 1
@@ -367,7 +373,7 @@ class MqttTransport:
         raise TransportError(f"no answer for {name} within {REPLY_TIMEOUT_S:.0f} s")
 
     def _request(self, index: PackageIndex, numbers: Sequence[int]) -> None:
-        if not self._publish("pull", to_bytes(Pull(index.sha256, _runs(numbers)))):
+        if not self._publish("pull", to_bytes(Pull(index.sha256, runs(numbers)))):
             raise TransportError("the broker is away")
 
     def _next_chunk(self, index: PackageIndex) -> tuple[int | None, bytes]:
@@ -414,26 +420,6 @@ def _refusal(payload: bytes, index: PackageIndex) -> str:
         _log.warning("a refusal is ignored: %s", error)
         return ""
     return (refused.reason or "no reason given") if refused.sha256 == index.sha256 else ""
-
-
-def _check_rate(what: str, size_bytes: int, seconds: float) -> None:
-    """Slow retrieval: a source that only trickles would otherwise hold the device for as long as it likes."""
-    if seconds > GRACE_S and size_bytes < MIN_BYTES_PER_S * seconds:
-        raise TransportError(
-            f"{what} comes too slowly: {size_bytes} bytes in {seconds:.0f} s, at least {MIN_BYTES_PER_S} a second are "
-            "expected; what came is kept where it was verified, later again"
-        )
-
-
-def _runs(numbers: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Ascending runs of (first, count)."""
-    runs: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if runs and sum(runs[-1]) == number:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((number, 1))
-    return tuple(runs)
 
 
 def _no_delay(_client: Any, _user: Any, sock: Any) -> None:
