@@ -2,7 +2,8 @@
 """Whether a package fits this machine, judged from its signed index before a byte of it is fetched.
 
 Rules:
-- What cannot be told here (the memory of an odd kernel) refuses nothing; what can be told and does not fit is final.
+- What cannot be told here (the memory of an odd kernel, runtimes when no process can be made) refuses nothing: the probe
+  decides. What can be told and does not fit is final.
 - A stand-in skips the architecture, and nothing else.
 - Runtimes are asked for their version in a child process: a vendor's library may crash, and an agent that serves
   nothing holds none of them in memory.
@@ -31,8 +32,8 @@ _log = logging.getLogger(__name__)
 ASK_TIMEOUT_S = 60.0
 """Importing a large runtime from a slow SD card."""
 
-Versions = Callable[["tuple[str, ...]"], Mapping[str, str]]
-"""Gives the installed runtimes among these with their versions."""
+Versions = Callable[["tuple[str, ...]"], "Mapping[str, str] | None"]
+"""Gives the installed runtimes among these with their versions, None if that cannot be told now."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def _no_runtime(index: PackageIndex, machine: Machine) -> str:
     if not wanted:
         return ""
     there = machine.versions(tuple(sorted(wanted)))
-    if any(not wanted[name] or _numbers(found) >= _numbers(wanted[name]) for name, found in there.items()):
+    if there is None or any(
+        not wanted[name] or _numbers(found) >= _numbers(wanted[name]) for name, found in there.items()
+    ):
         return ""
     needs = " or ".join(f"{name} {least}".rstrip() for name, least in sorted(wanted.items()))
     has = ", ".join(f"{name} {found}" for name, found in sorted(there.items())) or "none of them"
@@ -129,19 +132,37 @@ def _text(path: Path) -> str:
         return ""
 
 
-@cache
-def installed_runtimes(names: tuple[str, ...]) -> Mapping[str, str]:
-    """The runtimes among `names` that can be loaded here, with their versions; asked once a process."""
-    command = [sys.executable, "-c", "from edgeopt_agent.fits import tell; tell()", *names]
+def installed_runtimes(names: tuple[str, ...]) -> Mapping[str, str] | None:
+    """The runtimes among `names` that can be loaded here, with their versions, asked once a process; None: not known.
+
+    Where one of several breaks the child, each is asked alone.
+    """
     try:
-        done = subprocess.run(command, capture_output=True, timeout=ASK_TIMEOUT_S, check=True)
-        return {str(name): str(version) for name, version in json.loads(done.stdout).items()}
-    except (OSError, subprocess.SubprocessError, ValueError):
-        if len(names) == 1:
-            _log.warning("the runtime %s cannot say its version: it crashed or hung", names[0])
-            return {}
-    # one of several broke the child: ask each alone
-    return {name: version for one in names for name, version in installed_runtimes((one,)).items()}
+        return _asked(names)
+    except _BROKEN as error:
+        _log.warning("the runtimes %s cannot be asked together: %s", ", ".join(names), error)
+    found: dict[str, str] = {}
+    broken = 0
+    for name in names:
+        try:
+            found.update(_asked((name,)))
+        except _BROKEN as error:
+            _log.warning("the runtime %s cannot say its version: %s", name, error)
+            broken += 1
+    return None if broken == len(names) else found
+
+
+_BROKEN = (OSError, subprocess.SubprocessError, ValueError)
+
+
+@cache
+def _asked(names: tuple[str, ...]) -> Mapping[str, str]:
+    command = [sys.executable, "-c", "from edgeopt_agent.fits import tell; tell()", *names]
+    done = subprocess.run(command, capture_output=True, timeout=ASK_TIMEOUT_S, check=False)
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ValueError(f"its process ended with {done.returncode}: {last}")
+    return {str(name): str(version) for name, version in json.loads(done.stdout).items()}
 
 
 def tell(names: Sequence[str] = ()) -> None:

@@ -100,3 +100,13 @@ def test_runtimes_of_an_index_are_read_and_checked() -> None:
     assert read.compatible.runtimes == {"onnxruntime": "1.20"}
     with pytest.raises(DocumentError, match="runtimes"):
         from_bytes(PackageIndex, to_bytes(index(FITS)).replace(b'"1.20"', b"120"))
+
+
+def test_runtimes_that_cannot_be_asked_refuse_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    assert installed_runtimes(("litert", "executorch")) is None
+    check_fits(
+        index(replace(FITS, extra={"runtimes": {"openvino": ""}})),
+        CONFIG,
+        replace(PI5, versions=installed_runtimes),
+    )
