@@ -32,7 +32,7 @@ from edgeopt.compress import make_artifacts
 from edgeopt.coverage import Coverage
 from edgeopt.coverage import read as read_coverage
 from edgeopt.extras import check_extras
-from edgeopt.mixed import Mixed, Wanted, search_mixed, with_mixed
+from edgeopt.mixed import Mixed, search_mixed, with_mixed
 from edgeopt.package import GOLDEN_INPUTS, SUFFIX, file_entries, report_path, write_manifest, write_package
 from edgeopt.plan import BASELINE, MIN_SQNR_DB, Candidate, Plan, make_plan, suits_dynamic
 from edgeopt.predict import Prediction, foresee, predictions
@@ -46,6 +46,7 @@ from edgeopt.sources import Source, load_source
 from edgeopt.uncalibrated import SAID
 from edgeopt.uncalibrated import making as uncalibrated
 from edgeopt.validate import Question, Validation, check_task, not_measured, validate
+from edgeopt.wanted import Wanted
 from edgeopt.workbench import Workbench
 from edgeopt_converters import graph
 from edgeopt_profiles.operators import Operator
@@ -391,18 +392,23 @@ def _train(
 
     if loaded.calibration is None:
         return made
+    return train.train_artifacts(_wanted(request, plan, made, loaded, loaded.calibration), bench)
+
+
+def _wanted(
+    request: BuildRequest, plan: Plan, made: Mapping[str, Made], loaded: Loaded, calibration: Samples
+) -> Wanted:
     question = Question(request.recipe.evaluate, request.budget.max_drop, request.budget.relative)
-    wanted = train.Wanted(
+    return Wanted(
         plan,
         made,
         loaded.source,
-        loaded.calibration,
+        calibration,
         loaded.evaluation,
         loaded.training,
         request.recipe,
         question,
     )
-    return train.train_artifacts(wanted, bench)
 
 
 def _search(
@@ -413,11 +419,7 @@ def _search(
         if request.recipe.search != Aim():
             raise RecipeError("[search] judges files on evaluation data; give --calibration and --evaluation")
         return ()
-    question = Question(request.recipe.evaluate, request.budget.max_drop, request.budget.relative)
-    wanted = Wanted(
-        plan, made, loaded.source, loaded.calibration, loaded.evaluation, request.recipe, question
-    )
-    return search_mixed(wanted, bench)
+    return search_mixed(_wanted(request, plan, made, loaded, loaded.calibration), bench)
 
 
 def _read_coverage(

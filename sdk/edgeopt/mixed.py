@@ -24,6 +24,7 @@ from edgeopt.predict import predict, speaks_for
 from edgeopt.search import BEST, Changes, Goal, Journal, Judged, Knob, Point, Trial, measure_point, search
 from edgeopt.side_by_side import loaded, relative_time
 from edgeopt.sources import file_digest
+from edgeopt.wanted import Wanted
 from edgeopt_converters import graph
 from edgeopt_converters.model import Model
 from edgeopt_wire.document import canonical_bytes, to_json
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from edgeopt.evaluate.assess import Reference
     from edgeopt.evaluate.outputs import Outputs
     from edgeopt.evaluate.samples import Sample, Samples
-    from edgeopt.recipe import Recipe
-    from edgeopt.sources import Source
-    from edgeopt.validate import Question
     from edgeopt.workbench import Workbench
 
 PRECISION = "int8-mixed"
@@ -47,25 +45,12 @@ MAX_SAMPLES = 400
 FORMATS = ("onnx", "litert")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a search needs of a build."""
-
-    plan: Plan
-    made: Mapping[str, Made]
-    source: Source
-    calibration: Samples
-    evaluation: Samples
-    recipe: Recipe
-    question: Question
-
-    @property
-    def goal(self) -> Goal | None:
-        """What the recipe's `[search]` asks for, else the allowed drop in the unit of the judged figure."""
-        asked = self.recipe.search.goal()
-        if asked is not None or self.question.max_drop is None:
-            return asked
-        return Goal("drop", self.question.max_drop)
+def goal_of(wanted: Wanted) -> Goal | None:
+    """What the recipe's `[search]` asks for, else the allowed drop in the unit of the judged figure."""
+    asked = wanted.recipe.search.goal()
+    if asked is not None or wanted.question.max_drop is None:
+        return asked
+    return Goal("drop", wanted.question.max_drop)
 
 
 @dataclass(frozen=True)
@@ -102,7 +87,7 @@ class Workshop(Protocol):
 
 def search_mixed(wanted: Wanted, bench: Workbench) -> tuple[Mixed, ...]:
     """Search for every int8 artifact that a CPU runs, where there is a goal."""
-    if wanted.goal is None or wanted.recipe.effort == "quick":
+    if goal_of(wanted) is None or wanted.recipe.effort == "quick":
         return ()
     found: dict[str, Mixed] = {}
     for artifact in _searchable(wanted.plan):
@@ -133,7 +118,7 @@ def _search_one(wanted: Wanted, artifact: Artifact, bench: Workbench) -> Mixed:
         "stage": "search",
         "artifact": file_digest(made.file),
         "runtime": artifact.runtime,
-        "evaluation": wanted.evaluation.digest,
+        "evaluation": wanted.judging.digest,
         "question": to_json(wanted.question),
         "search": to_json(wanted.recipe.search),
         "device": wanted.plan.device.id,
@@ -247,7 +232,7 @@ class _Judge:
         baseline = wanted.made[BASELINE]
         outputs = _outputs(baseline.file.read_bytes(), wanted, baseline)
         reference = refer(outputs, wanted.question.evaluation)
-        goal = wanted.goal
+        goal = goal_of(wanted)
         if goal is None:
             raise RecipeError("nothing says what a search is to keep; give --max-drop or [search]")
         if goal.metric == "drop" and wanted.question.relative and reference.scores is not None:
@@ -326,7 +311,7 @@ class _Judge:
 
 
 def _adapted(wanted: Wanted, made: Made) -> Adapted:
-    return Adapted(wanted.evaluation, wanted.source.model.inputs, made.description.inputs)
+    return Adapted(wanted.judging, wanted.source.model.inputs, made.description.inputs)
 
 
 def _outputs(file: bytes, wanted: Wanted, made: Made) -> Outputs:
@@ -341,7 +326,7 @@ def _outputs(file: bytes, wanted: Wanted, made: Made) -> Outputs:
             found = session.run(to_variant(signature.inputs, own.inputs, inputs))
             return from_variant(own.outputs, signature.outputs, found)
 
-        return collect(infer, _First(wanted.evaluation))
+        return collect(infer, _First(wanted.judging))
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from edgeopt.passes import Order
 from edgeopt.passes.quantize_aware_training import Options
 from edgeopt.plan import BASELINE, FROM_ONNX, Artifact, Plan
 from edgeopt.progress import Step
-from edgeopt.recipe import Recipe
-from edgeopt.sources import Source, file_digest
+from edgeopt.sources import file_digest
+from edgeopt.wanted import Wanted
 from edgeopt.workbench import Workbench
 from edgeopt_converters.model import Model
 from edgeopt_wire.document import to_json
@@ -41,7 +41,6 @@ from edgeopt_wire.errors import RecipeError, UnsupportedError
 
 if TYPE_CHECKING:
     from edgeopt.evaluate.samples import Sample, Samples
-    from edgeopt.validate import Question
     from edgeopt_profiles.profile import Scheme
 
 MAX_JUDGED = 400
@@ -52,20 +51,6 @@ ENOUGH_SAMPLES = 64
 
 HUB_FORMATS = ("onnx", *FROM_ONNX)
 """Formats whose int8 pass takes the ONNX form itself."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What training needs of a build; `more` is taught beside the calibration samples."""
-
-    plan: Plan
-    made: Mapping[str, Made]
-    source: Source
-    calibration: Samples
-    evaluation: Samples | None
-    more: Samples | None
-    recipe: Recipe
-    question: Question
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,11 @@ from edgeopt.progress import Progress
 from edgeopt.recipe import Recipe, load_recipe
 from edgeopt.sources import Source, load_source
 from edgeopt.sources.torch_factory import TorchModel, export
-from edgeopt.train import Wanted, train_artifacts
+from edgeopt.train import train_artifacts
 from edgeopt.training.options import Training
 from edgeopt.training.session import Session
 from edgeopt.validate import Question
+from edgeopt.wanted import Wanted
 from edgeopt.workbench import Workbench
 from edgeopt_profiles.profile import load_profile
 from edgeopt_wire.errors import RecipeError
