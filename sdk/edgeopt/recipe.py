@@ -32,7 +32,7 @@ max_delay_us = 2000
 method = "mse"                        # or "minmax", "percentile", "entropy", "auto"; without any data: "batchnorm"
 percentile = 99.999                   # of the percentile method
 samples = 128
-input_range = [0.0, 1.0]              # of the batchnorm method, where [preprocess] does not say it
+# input_range = [0.0, 1.0]            # of the batchnorm method alone, where [preprocess] does not say it
 
 [quantize]
 rounding = "gptq"                     # or "nearest": how weights meet the int8 grid
