@@ -78,6 +78,10 @@ conformance: $(STAMP) ## the conformance suite of The Update Framework against t
 	cd $(CONFORMANCE)/suite && ../venv/bin/python -m pytest -q -c pyproject.toml tuf_conformance \
 	  --entrypoint "$(abspath $(CONFORMANCE))/venv/bin/python $(CURDIR)/tests/conformance/tuf_client.py"
 
+.PHONY: bench-serve
+bench-serve: $(STAMP) ## what serving adds to the bare runtime call, and what batches gain
+	$(BIN)/python tests/benchmarks/serve_overhead.py
+
 .PHONY: check
 check: $(STAMP) ## linters, formatter, types, import rules
 	$(BIN)/ruff check
