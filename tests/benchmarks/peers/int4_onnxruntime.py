@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX Runtime's weight-only quantizer with all that it offers: tables in 4 bits too, GPTQ with its better settings.
 
-`onnxruntime.py` has it as its documentation shows it, matrices only. GPTQ takes no tables: they are quantized to nearest
-in a second call.
+`onnxruntime.py` has it as its documentation shows it, matrices only. GPTQ and HQQ take no tables: they are quantized to
+nearest in a second call.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from work import Work
 VARIANTS = {
     "rtn": "onnxruntime, int4 weights and tables, nearest",
     "kquant": "onnxruntime, int4 weights k-quant, tables nearest",
-    "hqq": "onnxruntime, int4 weights and tables, HQQ",
+    "hqq": "onnxruntime, int4 weights HQQ, tables nearest",
     "gptq": "onnxruntime, int4 weights GPTQ, tables nearest",
     "gptq-order": "onnxruntime, int4 weights GPTQ (actorder, mse), tables nearest",
 }
@@ -30,7 +30,7 @@ def make(work: Work) -> Path:
     import onnx
 
     program = onnx.load(work.source("onnx"))
-    if work.variant in ("rtn", "hqq"):
+    if work.variant == "rtn":
         made = _quantized(program, _config(work, (*MATRICES, *TABLES)))
     else:
         made = _quantized(program, _config(work, MATRICES))
@@ -69,10 +69,7 @@ def _config(work: Work, kinds: tuple[str, ...]) -> Any:
     if work.variant == "kquant":
         return nbits.KQuantWeightOnlyQuantConfig(op_types_to_quantize=kinds)
     if work.variant == "hqq":
-        axes = (("MatMul", 0), ("Gather", 1))
-        return nbits.HQQWeightOnlyQuantConfig(
-            block_size=GROUP, bits=4, op_types_to_quantize=kinds, quant_axes=axes
-        )
+        return nbits.HQQWeightOnlyQuantConfig(block_size=GROUP, bits=4, op_types_to_quantize=kinds)
     is_best = work.variant == "gptq-order"
     return nbits.GPTQWeightOnlyQuantConfig(
         calibration_data_reader=_reader(work),

@@ -152,6 +152,23 @@ def test_narrow_products_are_stored_in_4_bits_and_computed_in_float(is_symmetric
         )  # half scales
 
 
+def test_a_small_product_that_makes_the_output_keeps_8_bits() -> None:
+    nodes = [
+        helper.make_node("Gemm", ["x", "wide", "b"], ["h"], "wide", transB=1),
+        helper.make_node("Relu", ["h"], ["r"], "relu"),
+        helper.make_node("Gemm", ["r", "head", "c"], ["y"], "head", transB=1),
+    ]
+    tensors = [_tensor("wide", 1024, 512), _ones("b", 1024), _tensor("head", 8, 1024), _ones("c", 8)]
+    model = _model(nodes, tensors, {"x": [1, 512]}, {"y": [1, 8]})
+
+    result = quantize_weights.apply(model, Order(options=Options(method="rtn")))
+
+    assert _types(result.model).count("MatMulNBits") == 1
+    kept = next(tensor for tensor in result.model.program.graph.initializer if tensor.name == "head_q")
+    assert kept.data_type == TensorProto.INT8
+    assert any("1 weights stored in int8" in note for note in result.notes)
+
+
 def test_integer_products_stay_close_and_the_file_shrinks() -> None:
     model = _perceptron()
     options = Options(method="mse", group=32, skip_k_below=64, embedding_bits=4)
