@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import platform
+import socket
 import sys
 import tempfile
 import threading
@@ -164,6 +165,36 @@ def measure_overhead(folder: Path, path: Path, rounds: int) -> dict[str, float]:
     return {name: float(np.median(values)) / 1e6 for name, values in found.items()}
 
 
+def echo(sock: socket.socket, busy_ns: int) -> None:
+    """The other process of `measure_floor`: busy for as long as the model runs, then one byte back."""
+    while sock.recv(1):
+        end = time.perf_counter_ns() + busy_ns
+        while time.perf_counter_ns() < end:
+            pass
+        sock.sendall(b"1")
+
+
+def measure_floor(busy_ms: float, rounds: int) -> float:
+    """Milliseconds that one byte to another process and back adds to `busy_ms` of work there, at p50.
+
+    Nothing that answers from another process on this machine, as loaded as it is, can add less.
+    """
+    ours, theirs = socket.socketpair()
+    process = multiprocessing.get_context("fork").Process(target=echo, args=(theirs, int(busy_ms * 1e6)))
+    process.start()
+    theirs.close()
+    found = []
+    for _ in range(rounds):
+        start = time.perf_counter_ns()
+        ours.sendall(b"1")
+        ours.recv(1)
+        found.append(time.perf_counter_ns() - start)
+    ours.close()
+    process.terminate()
+    process.join(10)
+    return float(np.median(found)) / 1e6 - busy_ms
+
+
 def throughput(path: Path, model: str, seconds: float) -> float:
     """Requests a second of `CLIENTS` clients that each ask again as soon as they are answered."""
     end = time.monotonic() + seconds
@@ -243,6 +274,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "in_process_ratio": round(p50["in_process"] / p50["bare"], 4),
         "socket_adds_ms": round(p50["socket"] - p50["bare"], 4),
         "shared_adds_ms": round(p50["shared"] - p50["bare"], 4),
+        "floor_adds_ms": round(measure_floor(p50["bare"], options.rounds // 2), 4),
         "requests_per_second": [[round(rate, 1) for rate in pair] for pair in rates],
         "batching_gains": [round(gain, 2) for gain in gains],
         "rows_per_run": round(stats["inference_count"] / stats["execution_count"], 1),
