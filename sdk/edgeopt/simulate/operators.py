@@ -4,8 +4,8 @@
 Rules:
 - What only moves entries moves integers and keeps their grid (ONNX Runtime drops Q and DQ around it).
 - Sums of products stay exact sums until a QuantizeLinear rounds them.
-- Everything else is float32 arithmetic on dequantized values: ONNX Runtime's integer kernels for it (`QLinearAdd`,
-  `QLinearSigmoid`, ...) differ from that at ties of rounding, by 1.
+- Everything else is float32 arithmetic on dequantized values: ONNX Runtime's integer kernels for it (`QLinearSigmoid`,
+  ...) differ from that at ties of rounding, by 1.
 - An operator that is in no table here is refused by name, never guessed.
 
 Why `onnx.reference` for the plain ones? It is the standard's own definition, in numpy, and it follows the opset.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt.simulate import sums
 from edgeopt.simulate.layers import Node
-from edgeopt.simulate.values import Accumulated, Quantized, Shares, Value, real
+from edgeopt.simulate.values import Accumulated, Added, Quantized, Shares, Value, real
 from edgeopt_wire.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -78,6 +78,24 @@ def average_pool(node: Node, values: Sequence[Value]) -> tuple[Value, ...]:
     padded = window.pad(image.astype(np.float64), 0.0)
     total, seen = sum(window.views(padded)), sum(window.views(counted))
     return (np.asarray(total / seen, np.float32),)
+
+
+def add(opsets: Sequence[object]) -> Operator:
+    """Add; a sum of two 8-bit tensors is rounded in its own way (`Added`)."""
+    plain = reference("Add", opsets)
+
+    def run(node: Node, values: Sequence[Value]) -> tuple[Value, ...]:
+        first, second = values
+        if is_single(first) and is_single(second) and first.integers.dtype == second.integers.dtype:
+            return (Added(first, second),)
+        return plain(node, values)
+
+    return run
+
+
+def is_single(value: Value) -> bool:
+    """Whether a value is 8-bit integers with one scale."""
+    return isinstance(value, Quantized) and value.grid.scale.size == 1 and value.integers.dtype.itemsize == 1
 
 
 def max_pool(node: Node, values: Sequence[Value]) -> tuple[Value, ...]:
@@ -164,6 +182,7 @@ def table(opsets: Sequence[object]) -> dict[str, Operator]:
     found: dict[str, Operator] = {name: reference(name, opsets) for name in PLAIN}
     found |= {name: moved(name, opsets) for name in MOVES}
     found |= {
+        "Add": add(opsets),
         "GlobalAveragePool": global_average_pool,
         "AveragePool": average_pool,
         "MaxPool": max_pool,
