@@ -33,6 +33,7 @@ from edgeopt_wire.errors import RuntimeFailure
 __all__ = [
     "DYNAMIC",
     "FLOATS",
+    "INT8",
     "MOVES",
     "STORED",
     "Operator",
@@ -47,6 +48,9 @@ __all__ = [
 ]
 
 LEVELS = ("fp32", "fp16", "int16", "int4")
+INT8 = "int8"
+"""What an operator is where no level is named."""
+
 STORED = "stored"
 """Weights of 8 bits per channel in the file, floats in memory and in the arithmetic."""
 
@@ -256,8 +260,8 @@ def _set(maker: Any, operator: Operator, level: str) -> None:
     from ai_edge_quantizer import algorithm_manager
     from ai_edge_quantizer.qtyping import TFLOperationName
 
-    if operator.type not in {kind.value for kind in TFLOperationName}:
-        return  # ai-edge-quantizer leaves in floats what it does not know
+    if level == INT8 or operator.type not in {kind.value for kind in TFLOperationName}:
+        return  # what the file is by default, and what ai-edge-quantizer leaves in floats because it does not know it
     scope, kind = f"^{re.escape(operator.name)};$", TFLOperationName(operator.type)
     if level == "fp32" or (level == "fp16" and operator.type not in PRODUCTS):
         _leave(maker, scope, kind)

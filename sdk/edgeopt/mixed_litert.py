@@ -73,7 +73,7 @@ def open_workshop(made: Made, samples: Adapted, recipe: Recipe) -> LitertWorksho
     layers = [name for name, level in fixed.items() if level == levels.DYNAMIC]
     corrected = with_biases_of(floats, made.file.read_bytes(), layers)
     names = tuple(name for name in operators if fixed.get(name) != litert_ends.FLOATS)
-    errors = _errors(floats, ranges, {name: fixed.get(name, "int8") for name in names}, samples, made)
+    errors = _errors(floats, ranges, {name: fixed.get(name, levels.INT8) for name in names}, samples, made)
     knobs = _knobs(floats, rank_operators(names, errors), operators, fixed, recipe)
     return LitertWorkshop(corrected, ranges, operators, knobs, fixed)
 

@@ -3,16 +3,21 @@
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgeopt import litert_bias, litert_levels
+from edgeopt import litert_bias, litert_levels, mixed_litert
 from edgeopt import litert_ends as subject
+from edgeopt.artifacts import Description, Made
 from edgeopt.calibrate import Calibration
 from edgeopt.passes import Order, quantize_litert
+from edgeopt.plan import Artifact
 from edgeopt.ranges import Range
+from edgeopt.recipe import Recipe
+from edgeopt.search import Change
 from edgeopt_converters.litert_file import pack, parse
 from edgeopt_converters.litert_graph import operators, type_names
 from edgeopt_converters.model import Model
@@ -144,6 +149,29 @@ def test_levels_are_read_off_a_file_as_they_were_chosen() -> None:
     floats, made = _floats("norm").program, _quantized("norm").program
     ranges = litert_levels.read_ranges(made)
     assert litert_levels.read_levels(floats, made) == litert_levels.usual(floats, ranges)
+
+
+def test_a_search_begins_with_the_file_that_was_made(tmp_path: Path) -> None:
+    """Its ends, norms and corrected biases too; what is in floats already is no choice any more."""
+    floats, made = _floats("norm"), _quantized("norm")
+    (tmp_path / "floats").write_bytes(floats.program)
+    (tmp_path / "int8").write_bytes(made.program)
+    artifact = Artifact("litert-int8-int8", "litert", "int8", INT8)
+    described = Description("litert", "net", made.inputs, made.outputs)
+    entry = Made(artifact, tmp_path / "int8", described, base=tmp_path / "floats")
+    shop = mixed_litert.open_workshop(entry, _samples(), Recipe())  # type: ignore[arg-type] - samples as they are
+    exact = _run(floats, _samples(seed=7))
+    first, own = (
+        _run(replace(floats, program=program), _samples(seed=7)) for program in (shop.make(()), made.program)
+    )
+    assert np.abs(first - own).max() < 0.02 * np.abs(exact).max()
+    assert {shop.operators[knob.name].type for knob in shop.knobs} >= {"CONV_2D", "FULLY_CONNECTED"}
+    assert not {shop.operators[knob.name].type for knob in shop.knobs} & {"RSQRT", "SQUARED_DIFFERENCE"}
+    better = [knob.name for knob in shop.knobs if shop.operators[knob.name].type == "CONV_2D"]
+    raised = _run(
+        replace(floats, program=shop.make(tuple(Change(name, "fp32") for name in better))), _samples(seed=7)
+    )
+    assert np.square(raised - exact).sum() < np.square(own - exact).sum()
 
 
 def _mean_error(made: Model, seed: int) -> float:
