@@ -7,7 +7,8 @@
     device.json                      the highest revision of `desired`, the newest trusted moment
 
 Rules:
-- A record that cannot be read is set aside, never a reason not to start; the other copy counts.
+- A record whose content is wrong is set aside, never a reason not to start; the other copy counts. One that the disk
+  refuses to read now stays where it is.
 - Room for a package is taken before its first byte, so that a full disk is known before the network is used.
 - A slot is marked whole by its `.whole` file, written last; a slot without it is rubbish.
 """
@@ -82,7 +83,7 @@ class Store:
 
     def save_state(self, state: State) -> None:
         """Write the record over the older of its two copies, flushed."""
-        newest = self._newest(state.model)
+        newest = self._newest(state.model, to_write=True)
         generation = newest[0] + 1 if newest else 1
         body = to_json(state)
         record = {"generation": generation, "state": body, "sha256": _checksum(generation, body)}
@@ -95,7 +96,10 @@ class Store:
             return from_bytes(DeviceRecord, path.read_bytes())
         except FileNotFoundError:
             return DeviceRecord()
-        except (OSError, DocumentError) as error:
+        except OSError as error:
+            _log.error("%s cannot be read now: %s", path, error)
+            return DeviceRecord()
+        except DocumentError as error:
             _set_aside(path, error)
             return DeviceRecord()
 
@@ -184,7 +188,8 @@ class Store:
         """Room on the disk."""
         return shutil.disk_usage(self.folder).free
 
-    def _newest(self, model: str) -> tuple[int, State] | None:
+    def _newest(self, model: str, *, to_write: bool = False) -> tuple[int, State] | None:
+        """The newest readable copy; what the disk refuses to read now may be right, and is not written over."""
         found = []
         for number in (0, 1):
             path = self._record(model, number)
@@ -194,7 +199,11 @@ class Store:
                 found.append((int(raw["generation"]), from_json(State, raw["state"])))
             except FileNotFoundError:
                 continue
-            except (OSError, DocumentError, KeyError, TypeError) as error:
+            except OSError as error:
+                if to_write:
+                    raise disk_error(f"cannot read {path}", error) from error
+                _log.error("%s cannot be read now: %s", path, error)
+            except (DocumentError, KeyError, TypeError) as error:
                 _set_aside(path, error)
         return max(found, key=lambda pair: pair[0], default=None)
 

@@ -74,6 +74,26 @@ def test_record_that_is_garbage_twice_is_a_fresh_start_and_not_a_crash(store: St
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_record_that_the_disk_refuses_to_read_now_is_neither_moved_nor_written_over(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = State("tiny", Phase.COMMITTED, active=Installed("A", "1", "0" * 64, "a"))
+    store.save_state(saved)
+    real = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.name.startswith("state-"):
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refused)
+        assert store.load_state("tiny") == State("tiny")
+        with pytest.raises(StoreError, match="cannot read"):
+            store.save_state(State("tiny"))
+    assert store.load_state("tiny") == saved
+
+
 def test_power_cut_while_saving_keeps_the_old_or_the_new_record(
     store: Store, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
