@@ -73,7 +73,6 @@ def test_record_that_is_garbage_twice_is_a_fresh_start_and_not_a_crash(store: St
     assert store.load_state("tiny") == State("tiny")
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_record_that_the_disk_refuses_to_read_now_is_neither_moved_nor_written_over(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +93,7 @@ def test_record_that_the_disk_refuses_to_read_now_is_neither_moved_nor_written_o
     assert store.load_state("tiny") == saved
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_power_cut_while_saving_keeps_the_old_or_the_new_record(
     store: Store, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
