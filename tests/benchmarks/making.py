@@ -25,8 +25,8 @@ from models import About
 from work import Outcome, Unavailable, Work
 
 HERE = Path(__file__).resolve().parent
-LIMIT_S = 1500
-"""A quantizer that takes longer on the smallest devices' models is told so."""
+LIMIT_S = 600
+"""A quantizer that takes longer on models of this size is told so."""
 
 INT4 = "int4"
 """What the names of variants with 4-bit weights, or of peers that only make such, begin with."""
