@@ -26,15 +26,20 @@ ROUNDS, RUNS, WARMUP = 8, 5, 5
 
 @contextmanager
 def loaded(
-    file: bytes, runtime: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    file: bytes,
+    runtime: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    *,
+    threads: int = 1,
 ) -> Iterator[Session]:
-    """Load a file as the agent would, with one thread on the CPU.
+    """Load a file as the agent would, on the CPU.
 
     Raises:
         RuntimeFailure: The runtime refuses the file.
         UnsupportedError: The runtime is not installed.
     """
-    variant = Variant("trial", runtime, "mixed", "model", inputs, outputs, "golden", 0.0, 1)
+    variant = Variant("trial", runtime, "mixed", "model", inputs, outputs, "golden", 0.0, threads)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         path = Path(folder) / "model"
         path.write_bytes(file)

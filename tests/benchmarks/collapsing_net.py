@@ -192,7 +192,7 @@ def accuracy(data: Data, net: nn.Module) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One quantizer's figures on the test images."""
+    """One quantizer's figures on the test images; `slower` is its best run over the float file's, on 1 and 2 threads."""
 
     name: str
     top1: float
@@ -200,6 +200,11 @@ class Row:
     agreement: float
     sqnr_db: float
     made_s: float
+    slower: tuple[float, float] = (1.0, 1.0)
+
+
+THREADS = (1, 2)
+SUFFIXES = {"onnx": ".onnx", "litert": ".tflite"}
 
 
 def main() -> None:
@@ -225,11 +230,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = compare(data, net, Path(folder))
     print(f"{data.name}, {len(data.test_x)} test images, trained in {trained_s:.0f} s on one thread")
-    print(f"{'':44s} top-1   lost  agrees   SQNR   made")
+    print(f"{'':44s} top-1   lost  agrees   SQNR   made  time of float's, 1 and 2 threads")
     for row in rows:
         print(
             f"{row.name:44s} {100 * row.top1:5.2f} {row.lost_points:6.2f} {100 * row.agreement:7.2f} "
-            f"{row.sqnr_db:6.1f} {row.made_s:5.1f}s"
+            f"{row.sqnr_db:6.1f} {row.made_s:5.1f}s  {row.slower[0]:.2f} {row.slower[1]:.2f}"
         )
     if args.json:
         document = {"data": data.name, "images": len(data.test_x), "trained_s": trained_s}
@@ -255,7 +260,34 @@ def compare(data: Data, net: Net, folder: Path) -> list[Row]:
     files |= made
     files |= _cured(floating, source, images, folder)
     outputs = {name: run_file(path, data.test_x) for name, (path, _) in files.items()}
-    return [_row(name, outputs[name], outputs["float"], data.test_y, files[name][1]) for name in files]
+    rows = []
+    for name, (path, made_s) in files.items():
+        reference = floating.with_suffix(path.suffix)
+        slower = relative_times(reference, path, data.test_x[:1])
+        rows.append(_row(name, outputs[name], outputs["float"], data.test_y, made_s=made_s, slower=slower))
+    return rows
+
+
+def relative_times(reference: Path, path: Path, image: np.ndarray) -> tuple[float, float]:
+    """How long a file takes against the float file of its runtime, run in turn."""
+    from edgeopt.side_by_side import loaded, relative_time
+    from edgeopt_converters.litert_file import edges
+    from edgeopt_converters.onnx_file import load_onnx
+
+    if path.suffix == ".tflite":
+        runtime, (inputs, outputs) = "litert", edges(reference.read_bytes())
+        image = np.ascontiguousarray(image.transpose(0, 2, 3, 1))
+    else:
+        model = load_onnx(reference, name="net")
+        runtime, inputs, outputs = "onnxruntime", model.inputs, model.outputs
+    found = []
+    for threads in THREADS:
+        with (
+            loaded(reference.read_bytes(), runtime, inputs, outputs, threads=threads) as first,
+            loaded(path.read_bytes(), runtime, inputs, outputs, threads=threads) as second,
+        ):
+            found.append(relative_time(first, second, {inputs[0].name: image}))
+    return found[0], found[1]
 
 
 _PEERS: dict[str, dict[str, Any]] = {
@@ -323,10 +355,13 @@ def _ours(source: Any, images: np.ndarray, folder: Path) -> tuple[Path, dict[str
         for entry in made.values():
             if entry.artifact.format == "onnx" and entry.artifact.precision == "fp32":
                 floating.write_bytes(entry.file.read_bytes())
-            elif entry.artifact.format == "onnx" and entry.artifact.precision == "int8":
-                target = folder / f"edgeopt-{effort}.onnx"
+            elif entry.artifact.format == "litert" and entry.artifact.precision == "fp32":
+                floating.with_suffix(".tflite").write_bytes(entry.file.read_bytes())
+            elif entry.artifact.precision == "int8" and entry.artifact.format in SUFFIXES:
+                target = folder / f"edgeopt-{effort}{SUFFIXES[entry.artifact.format]}"
                 target.write_bytes(entry.file.read_bytes())
-                found[f"edgeopt, {effort}"] = (target, time.perf_counter() - start)
+                label = f"edgeopt, {effort}, {entry.artifact.format}"
+                found[label] = (target, time.perf_counter() - start)
     return floating, found
 
 
@@ -382,8 +417,11 @@ def _cured(floating: Path, source: Any, images: np.ndarray, folder: Path) -> dic
 
 
 def run_file(path: Path, images: np.ndarray) -> np.ndarray:
-    """Logits of every image by ONNX Runtime on one thread."""
+    """Logits of every image by the file's runtime on one thread."""
     import onnxruntime as ort
+
+    if path.suffix == ".tflite":
+        return _run_litert(path, images)
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -393,12 +431,34 @@ def run_file(path: Path, images: np.ndarray) -> np.ndarray:
     return np.concatenate([session.run(None, {name: image[None]})[0] for image in images])
 
 
-def _row(name: str, found: np.ndarray, exact: np.ndarray, labels: np.ndarray, made_s: float) -> Row:
+def _run_litert(path: Path, images: np.ndarray) -> np.ndarray:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    found = []
+    for image in images.transpose(0, 2, 3, 1):
+        interpreter.set_tensor(source, np.ascontiguousarray(image[None]))
+        interpreter.invoke()
+        found.append(interpreter.get_tensor(target))
+    return np.concatenate(found)
+
+
+def _row(
+    name: str,
+    found: np.ndarray,
+    exact: np.ndarray,
+    labels: np.ndarray,
+    *,
+    made_s: float,
+    slower: tuple[float, float],
+) -> Row:
     top1, before = (float((logits.argmax(1) == labels).mean()) for logits in (found, exact))
     noise = float(((found - exact) ** 2).sum())
     sqnr = 10 * np.log10(float((exact**2).sum()) / noise) if noise else float("inf")
     agreement = float((found.argmax(1) == exact.argmax(1)).mean())
-    return Row(name, top1, 100 * (before - top1), agreement, float(sqnr), made_s)
+    return Row(name, top1, 100 * (before - top1), agreement, float(sqnr), made_s, slower)
 
 
 if __name__ == "__main__":
