@@ -25,7 +25,7 @@ from models import About
 from work import Outcome, Unavailable, Work
 
 HERE = Path(__file__).resolve().parent
-LIMIT_S = 600
+LIMIT_S = 300
 """A quantizer that takes longer on models of this size is told so."""
 
 INT4 = "int4"
