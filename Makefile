@@ -63,7 +63,7 @@ bench-memory: $(STAMP) ## peak memory of static quantization with every range me
 
 .PHONY: fuzz
 fuzz: $(STAMP) ## a million hostile inputs (needs atheris: .venv/bin/pip install atheris)
-	$(BIN)/python tests/fuzz/run.py
+	$(BIN)/python tests/fuzz/fuzz_run.py
 
 CONFORMANCE := .conformance
 TUF_CONFORMANCE ?= https://github.com/theupdateframework/tuf-conformance

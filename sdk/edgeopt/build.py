@@ -31,6 +31,7 @@ from edgeopt.cache import Cache
 from edgeopt.compress import make_artifacts
 from edgeopt.coverage import Coverage
 from edgeopt.coverage import read as read_coverage
+from edgeopt.cures import is_corrected
 from edgeopt.extras import check_extras
 from edgeopt.mixed import Mixed, search_mixed, with_mixed
 from edgeopt.package import GOLDEN_INPUTS, SUFFIX, file_entries, report_path, write_manifest, write_package
@@ -419,7 +420,20 @@ def _search(
         if request.recipe.search != Aim():
             raise RecipeError("[search] judges files on evaluation data; give --calibration and --evaluation")
         return ()
+    if request.budget.max_drop is not None or request.recipe.search != Aim():
+        made = _uncorrected(request, plan, made, loaded, bench)
     return search_mixed(_wanted(request, plan, made, loaded, loaded.calibration), bench)
+
+
+def _uncorrected(
+    request: BuildRequest, plan: Plan, made: Mapping[str, Made], loaded: Loaded, bench: Workbench
+) -> Mapping[str, Made]:
+    """What a search begins with: biases that make up for a layer's int8 weights are wrong where it stays in floats."""
+    wanted = [name for name, entry in made.items() if is_corrected(entry)]
+    if not wanted:
+        return made
+    plain = make_artifacts(plan, loaded.source, loaded.calibration, request.recipe, bench, is_cured=False)
+    return {**made, **{name: plain[name] for name in wanted}}
 
 
 def _read_coverage(

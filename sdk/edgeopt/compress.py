@@ -35,9 +35,15 @@ if TYPE_CHECKING:
 
 
 def make_artifacts(
-    plan: Plan, source: Source, samples: Samples | None, recipe: Recipe, bench: Workbench
+    plan: Plan,
+    source: Source,
+    samples: Samples | None,
+    recipe: Recipe,
+    bench: Workbench,
+    *,
+    is_cured: bool = True,
 ) -> dict[str, Made]:
-    """Make every artifact of the plan: id -> made.
+    """Make every artifact of the plan: id -> made; without `is_cured` none with passes that the attribution asks for.
 
     Raises:
         RecipeError: An int8 artifact is planned and there are no calibration samples.
@@ -53,7 +59,7 @@ def make_artifacts(
             )
     floats = {name: lower(name, source.model, source.sha256, bench) for name in plan.formats}
     fused = _fused(plan, floats, recipe, bench)
-    bases = prepared(plan, source, fused, samples=samples, recipe=recipe, bench=bench)
+    bases = prepared(plan, source, fused, samples=samples, recipe=recipe, bench=bench, is_cured=is_cured)
     made = uncalibrated.make_int8(plan, source, fused, recipe, bench) if is_blind else {}
     for artifact in plan.artifacts:
         if artifact.id in made:

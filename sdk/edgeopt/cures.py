@@ -106,6 +106,13 @@ def cured(case: Case) -> tuple[Made, tuple[str, ...]]:
     return with_notes(base, *said), tuple(said)
 
 
+def is_corrected(made: Made) -> bool:
+    """Whether a file was made of a model whose biases make up for its integers; trained ones have biases of their own."""
+    notes = made.description.notes
+    is_kept = any(note.startswith(f"{CORRECT} kept") for note in notes)
+    return is_kept and not any(note.startswith("training kept") for note in notes)
+
+
 def weights_equalized(case: Case) -> Made:
     """The file with weights of 4 bits, from equalized layers where that makes the output's error fall."""
     plain = case.make(case.base)

@@ -56,8 +56,9 @@ def prepared(
     samples: Samples | None,
     recipe: Recipe,
     bench: Workbench,
+    is_cured: bool = True,
 ) -> dict[str, Made]:
-    """The float models that int8 artifacts start from, by format.
+    """The float models that int8 artifacts start from, by format; without `is_cured` none is mended (`edgeopt.cures`).
 
     The prepared ONNX model enters the other formats through the hub. Where an operator of it cannot, that format keeps
     weights rounded to nearest, and a note says so. What only ONNX Runtime wants (gates, safe pairs) the others do not
@@ -67,7 +68,9 @@ def prepared(
     if not has_int8 or samples is None:
         return dict(floats)
     base = floats.get("onnx") or lower("onnx", source.model, source.sha256, bench)
-    preparing = _Preparing(plan, source, replace(base, origin=base.file), samples, recipe, bench)
+    preparing = _Preparing(
+        plan, source, replace(base, origin=base.file), samples, recipe, bench, is_cured=is_cured
+    )
     shared, own = _preparation(plan, base, preparing.adapted, recipe=recipe, bench=bench)
     mended, said = preparing.mend(own, ["onnx"])
     found = {**floats, "onnx": mended}
@@ -157,6 +160,7 @@ class _Preparing:
     samples: Samples
     recipe: Recipe
     bench: Workbench
+    is_cured: bool
 
     @property
     def adapted(self) -> Adapted:
@@ -177,7 +181,7 @@ class _Preparing:
     def mend(self, steps: tuple[Preparation, ...], formats: Sequence[str]) -> tuple[Made, tuple[str, ...]]:
         """Run passes, then those that the attribution asks for where no weights were rounded; and what was decided."""
         made, scheme = self.prepare(steps), _first_scheme(self.plan, formats)
-        if scheme is None or any(step.name == "round_weights" for step in steps):
+        if not self.is_cured or scheme is None or any(step.name == "round_weights" for step in steps):
             return made, ()
         scheme = replace(scheme, io="float32")  # an ONNX file judges, whatever the format
         order = Order(

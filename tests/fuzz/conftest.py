@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fuzzing modules import each other by their own names, as `python run.py` lets them."""
+"""The fuzzing modules import each other by their own names, as `python fuzz_run.py` lets them."""
 
 import sys
 from pathlib import Path

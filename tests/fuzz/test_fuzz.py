@@ -4,8 +4,8 @@
 import random
 
 import pytest
-from run import RUNS
-from targets import TARGETS, run, seeds
+from fuzz_run import RUNS
+from fuzz_targets import TARGETS, run, seeds
 
 MUTATIONS = {"package": 300, "chunks": 300, "records": 300}
 TOKENS = (

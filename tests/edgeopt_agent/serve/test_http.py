@@ -172,7 +172,7 @@ def test_when_all_connections_are_taken_the_longest_idle_one_makes_room(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
-    rig.install(latency_ns=500_000_000)
+    rig.install(latency_ns=1_500_000_000)
     idle = [socket.socket(socket.AF_UNIX) for _ in range(2)]
     for sock in idle:
         sock.connect(str(rig.path))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make fuzz`: coverage-guided fuzzing of everything that strangers' bytes reach, a million inputs in all.
 
-`python run.py [TARGET ...] [--runs N]`: each target in a process of its own under atheris (libFuzzer), with limits on
+`python fuzz_run.py [TARGET ...] [--runs N]`: each target in a process of its own under atheris (libFuzzer), with limits on
 memory and on the time of one input. A finding is kept below `--findings`; put it into `seeds/` as TARGET-WHAT.
 """
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def _child(target: str, runs: int, findings: Path, corpus: Path) -> int:
-    import targets
+    import fuzz_targets as targets
 
     for number, seed in enumerate(targets.seeds(target)):
         (corpus / str(number)).write_bytes(seed)
@@ -75,7 +75,7 @@ def _fuzz(target: str, options: list[str]) -> None:
 
     logging.disable(logging.CRITICAL)
     with atheris.instrument_imports(include=["edgeopt_wire", "edgeopt_agent", "edgeopt.delta"]):
-        import targets
+        import fuzz_targets as targets
     atheris.Setup([sys.argv[0], *options], lambda data: targets.run(target, data))
     atheris.Fuzz()
 
