@@ -181,7 +181,8 @@ class _Preparing:
     def mend(self, steps: tuple[Preparation, ...], formats: Sequence[str]) -> tuple[Made, tuple[str, ...]]:
         """Run passes, then those that the attribution asks for where no weights were rounded; and what was decided."""
         made, scheme = self.prepare(steps), _first_scheme(self.plan, formats)
-        if not self.is_cured or scheme is None or any(step.name == "round_weights" for step in steps):
+        is_wanted = self.is_cured and self.recipe.effort != "quick"
+        if not is_wanted or scheme is None or any(step.name == "round_weights" for step in steps):
             return made, ()
         scheme = replace(scheme, io="float32")  # an ONNX file judges, whatever the format
         order = Order(

@@ -85,7 +85,7 @@ from edgeopt_wire.manifest import check_name
 from edgeopt_wire.tensor import TensorSpec
 
 EFFORTS = ("quick", "default", "extensive")
-"""quick: nearest rounding, and what the attribution asks for. default: rounding by second moments. extensive: channels
+"""quick: nearest rounding, min-max ranges. default: rounding by second moments. extensive: channels
 equalized and every range judged by the output's error as well, and a search where the budget is not met."""
 
 PRECISIONS = ("int8", "int8-dynamic", "int8-weights", "int4-weights", "fp8-e4m3", "fp16", "bf16", "fp32")
@@ -136,8 +136,10 @@ class Recipe:
 
     @property
     def thorough_calibration(self) -> Calibration:
-        """The calibration, with every range judged by the output's error where the effort is extensive."""
+        """The calibration as the effort wants it: every range judged by the output's error, or just the ends of what is seen."""
         is_default = self.calibration.method == Calibration().method
+        if self.effort == "quick" and is_default:
+            return dataclasses.replace(self.calibration, method="minmax")
         if self.effort == "extensive" and is_default:
             return dataclasses.replace(self.calibration, method="auto")
         return self.calibration

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from work import Arrays
 
 THREADS = (1, 2)
-NEAREST = "-nearest"
+PLAIN = "-quick"
 """Ways that only show what rounding gains, on the models of `make bench`: they take minutes on larger ones."""
 
 JUDGES = 2
@@ -124,7 +124,7 @@ class Bench:
         """Make, judge, time."""
         self._take_floats()
         for variant in variants(peers, self.about.bits):
-            if self.name in registry.QUICK or not variant.name.endswith(NEAREST):
+            if self.name in registry.QUICK or not variant.name.endswith(PLAIN):
                 self._make(variant)
         scratch = self.cache / "scratch" / self.name
         shutil.rmtree(scratch, ignore_errors=True)

@@ -26,7 +26,7 @@ from edgeopt_agent import runtimes
 from edgeopt_profiles.profile import load_profile
 from edgeopt_wire.manifest import Variant
 
-QUICK = Recipe(effort="quick", runtimes=("onnxruntime",))
+QUICK = Recipe(rounding="nearest", runtimes=("onnxruntime",))
 
 
 class Digits(nn.Module):  # type: ignore[misc]

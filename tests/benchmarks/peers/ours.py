@@ -25,8 +25,8 @@ VARIANTS = {
     "litert": "edgeopt, LiteRT",
     "executorch": "edgeopt, ExecuTorch",
     "openvino": "edgeopt, OpenVINO",
-    "onnx-nearest": "edgeopt, ONNX Runtime, weights to nearest",
-    "litert-nearest": "edgeopt, LiteRT, weights to nearest",
+    "onnx-quick": "edgeopt, ONNX Runtime, quick (weights to nearest)",
+    "litert-quick": "edgeopt, LiteRT, quick (weights to nearest)",
     "int4-rtn": "edgeopt, int4 weights, nearest",
     "int4-hqq": "edgeopt, int4 weights, HQQ",
     "int4-gptq": "edgeopt, int4 weights, GPTQ",
@@ -49,7 +49,7 @@ def make(work: Work) -> Path:
     from edgeopt.workbench import Workbench
 
     recipe = _recipe(work)
-    form = work.variant.removesuffix("-nearest")
+    form = work.variant.removesuffix("-quick")
     form = form if form in FILES else "onnx"
     own = "torch" if form == "litert" and not work.recipe else "onnx"
     progress = Progress()
@@ -77,8 +77,7 @@ def _recipe(work: Work) -> Recipe:
     if work.variant.startswith("int4-"):
         passes = {"quantize_weights": {"method": work.variant.removeprefix("int4-")}}
         return dataclasses.replace(recipe, precisions=("int4-weights",), passes=passes)
-    rounding = "nearest" if work.variant.endswith("-nearest") else recipe.rounding
-    return dataclasses.replace(recipe, rounding=rounding)
+    return dataclasses.replace(recipe, effort="quick") if work.variant.endswith("-quick") else recipe
 
 
 def _plan(source: Source, recipe: Recipe, work: Work, form: str) -> Plan:
@@ -100,9 +99,9 @@ def _plan(source: Source, recipe: Recipe, work: Work, form: str) -> Plan:
         for artifact in plan.artifacts
         if artifact.runtime == runtime and artifact.precision != "fp32"
     ]
-    if work.variant.endswith("-nearest") and any(artifact.precision != "int8" for artifact in wanted):
+    if work.variant.endswith("-quick") and any(artifact.precision != "int8" for artifact in wanted):
         raise Unavailable(
-            "rounding is a choice of static int8, and a build makes other integers of this model"
+            "the quick effort is shown with static int8, and a build makes other integers of this model"
         )
     if not wanted:
         made = ", ".join(sorted({artifact.id for artifact in plan.artifacts if artifact.precision != "fp32"}))
