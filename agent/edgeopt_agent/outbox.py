@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import uuid
@@ -18,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from edgeopt_agent.files import write_durably
+from edgeopt_agent.files import disk_error, write_durably
 from edgeopt_wire.document import from_bytes, to_bytes
 from edgeopt_wire.errors import DocumentError, StoreError
 from edgeopt_wire.messages import Event, EventBatch
@@ -31,13 +32,20 @@ BATCH_BYTES = 64 * 1024
 
 
 class Outbox:
-    """Events of one device in a folder."""
+    """Events of one device in a folder.
+
+    Raises:
+        StoreError: The folder cannot be made.
+    """
 
     def __init__(self, folder: Path, device: str, limit: int = LIMIT) -> None:
         self._folder = folder
         self._device = device
         self._limit = limit
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(f"cannot use the outbox {folder}", error) from error
         self.id, self._next, self.dropped = self._load()
         if not self._record.exists():  # before the first event, so that none is ever without its outbox
             try:
@@ -109,7 +117,8 @@ class Outbox:
             for sequence in self._waiting():  # numbers of another life
                 self._path(sequence).unlink(missing_ok=True)
                 dropped += 1
-            self._record.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next event replaces it
+                self._record.unlink(missing_ok=True)
         waiting = self._waiting()
         return identity, max(following, waiting[-1] + 1 if waiting else 1), dropped
 
