@@ -3,8 +3,7 @@
 
 Rules:
 - Callbacks only enqueue. Nothing is expected from a broker's session: clean start, everything is asked for again.
-- Chunks travel at QoS 0, window owned here; what does not arrive is asked for again, so a lost message, a broker that
-  was killed and one that forgot everything all look the same.
+- Pages and chunks are asked for by `mqtt_pull`, on the line that this module keeps.
 - Reconnecting is ours: full jitter up to `MAX_DELAY_S`, reset only after a session that lasted; a broker that accepts
   and then kicks counts as one that refuses. Every reconnect takes a new client: paho would resend its whole backlog.
 - Plain TCP goes to loopback only, unless the configuration says `insecure`.
@@ -12,8 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 import queue
 import random
@@ -21,27 +18,22 @@ import socket
 import ssl
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeopt_agent.pulling import MAX_WRONG_CHUNKS, Blobs, check_rate, runs
+from edgeopt_agent.mqtt_pull import CHUNK_TIMEOUT_S, REPLY_TIMEOUT_S, Answers, Puller
+from edgeopt_agent.pulling import Blobs
 from edgeopt_agent.transports import MAX_FILE_BYTES, Acknowledged, Identity, Inbox, Message, Online, Wanted
 from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire import topics
 from edgeopt_wire.document import from_bytes, to_bytes
-from edgeopt_wire.errors import DocumentError, ForgedError, NotOfferedError, RecipeError, TransportError
+from edgeopt_wire.errors import DocumentError, RecipeError, TransportError
 from edgeopt_wire.index import PackageIndex
 from edgeopt_wire.messages import (
-    MAX_META_PAGE_BYTES,
     Ack,
     EventBatch,
-    MetaReply,
-    MetaRequest,
     Presence,
-    Pull,
-    PullRefused,
     Reported,
 )
 
@@ -54,14 +46,8 @@ KEEPALIVE_S = 30
 FIRST_DELAY_S, MAX_DELAY_S = 1.0, 60.0
 SETTLED_S = 60.0
 """A session that lasted this long resets the delay."""
-REPLY_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 15.0
 ANSWERS_LENGTH = 512
-FIRST_WINDOW, MAX_WINDOW = 4, 32
-CHUNK_TIMEOUT_S = 5.0
-"""Silence after which what is missing of the window is asked for again."""
-MAX_SILENT_ROUNDS = 6
-"""Rounds of silence, each with half the window, before the pull is put off."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +83,7 @@ class MqttTransport:
         self._blobs = blobs
         self._identity = identity
         self._inbox = inbox
-        self._answers: queue.Queue[tuple[str, tuple[str, ...], bytes]] = queue.Queue(ANSWERS_LENGTH)
+        self._answers: Answers = queue.Queue(ANSWERS_LENGTH)
         self._online = threading.Event()
         self._lost = threading.Event()
         self._stopping = threading.Event()
@@ -122,80 +108,20 @@ class MqttTransport:
 
     def fetch(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes | None:
         """Ask for a file page by page; every page has its own request and an explicit answer."""
-        content = bytearray()
-        started = time.monotonic()
-        while True:
-            reply = self._ask_page(name, len(content))
-            if not reply.found:
-                return None
-            try:
-                page = base64.b64decode(reply.data, validate=True)
-            except (binascii.Error, ValueError) as error:
-                raise TransportError(f"the answer for {name} is not base64") from error
-            content += page
-            if reply.total_bytes > max_bytes or len(content) > reply.total_bytes:
-                raise ForgedError(
-                    f"{name} is said to have {reply.total_bytes} bytes and goes on; at most {max_bytes} are read"
-                )
-            if len(content) == reply.total_bytes:
-                return bytes(content)
-            if not page:
-                raise TransportError(
-                    f"the answer for {name} stopped at {len(content)} of {reply.total_bytes} bytes"
-                )
-            check_rate(name, len(content), time.monotonic() - started)
+        return Puller(self, self._answers, reply_s=REPLY_TIMEOUT_S).fetch(name, max_bytes)
 
     def pull(self, index: PackageIndex, missing: Sequence[int], keep: Callable[[int, bytes], bool]) -> None:
-        """Get chunks from the web server where one is configured, what it does not give from the broker.
-
-        There the window of what is asked for grows while chunks come and is halved by silence.
-        """
+        """Get chunks from the web server where one is configured, what it does not give from the broker."""
         waiting = list(missing)
         if self._blobs is not None:
             waiting = self._blobs.pull(index, waiting, keep)
-        self._require_online()
-        asked: set[int] = set()
-        window, silent, wrong, kept = FIRST_WINDOW, 0, 0, 0
-        started = time.monotonic()
-        self._drain()
-        while waiting or asked:
-            while waiting and len(asked) < window:
-                fresh = waiting[: window - len(asked)]
-                del waiting[: len(fresh)]
-                asked.update(fresh)
-                self._request(index, fresh)
-            check_rate(f"the package {index.sha256[:12]}", kept, time.monotonic() - started)
-            number, chunk = self._next_chunk(index)
-            if number is None:
-                silent += 1
-                if silent > MAX_SILENT_ROUNDS or not self._online.is_set():
-                    raise TransportError(
-                        f"the package stopped arriving, {len(waiting) + len(asked)} chunks are missing"
-                    )
-                window = max(1, window // 2)
-                waiting = sorted({*asked, *waiting})
-                asked.clear()
-            elif number in asked:
-                silent = 0
-                asked.discard(number)
-                if keep(number, chunk):
-                    kept += len(chunk)
-                    window = min(MAX_WINDOW, window + 1)
-                else:
-                    _log.warning(
-                        "chunk %d of %s is not what was signed; asked for again", number, index.sha256[:12]
-                    )
-                    wrong += 1
-                    waiting.append(number)
-                    if wrong > MAX_WRONG_CHUNKS:
-                        raise TransportError(
-                            f"{wrong} chunks of {index.sha256[:12]} came wrong, the last is {number}; later again"
-                        )
+        self.require_online()
+        Puller(self, self._answers, silence_s=CHUNK_TIMEOUT_S).pull(index, waiting, keep)
 
     def report(self, reported: Reported) -> None:
         """Publish the state, retained; the newest is published again after every reconnect."""
         self._last_report = to_bytes(reported)
-        self._publish("reported", self._last_report, retain=True)
+        self.publish("reported", self._last_report, retain=True)
 
     def send(self, batch: EventBatch) -> bool:
         """Publish a batch; too large a one for this broker is not handed over."""
@@ -205,7 +131,7 @@ class MqttTransport:
                 "a batch of %d bytes does not fit the broker's limit of %d", len(payload), self._max_packet
             )
             return False
-        return self._publish("event", payload)
+        return self.publish("event", payload)
 
     def close(self) -> None:
         """Say offline and end."""
@@ -221,6 +147,22 @@ class MqttTransport:
         self._lost.set()
         if self._thread.is_alive():
             self._thread.join(5)
+
+    @property
+    def is_online(self) -> bool:
+        """Whether what is published now is handed over."""
+        return self._online.is_set()
+
+    def require_online(self) -> None:
+        """Wait a little for the broker; TransportError if it stays away."""
+        if not self._online.wait(REPLY_TIMEOUT_S):
+            raise TransportError(f"the broker {self._options.host}:{self._options.port} is away")
+
+    def publish(self, what: str, payload: bytes, *, retain: bool = False) -> bool:
+        """Hand a message over at QoS 1; False where nobody listens."""
+        if not self._online.is_set():
+            return False
+        return bool(self._client.publish(self._topic(what), payload, qos=1, retain=retain).rc == 0)
 
     def _keep_connected(self) -> None:
         delay = FIRST_DELAY_S
@@ -348,78 +290,12 @@ class MqttTransport:
         except queue.Full:
             _log.warning("too many messages wait; one is dropped, it comes again")
 
-    def _ask_page(self, name: str, offset: int) -> MetaReply:
-        self._require_online()
-        request = MetaRequest(uuid.uuid4().hex, name, offset)
-        self._drain()
-        if not self._publish("meta", to_bytes(request)):
-            raise TransportError("the broker is away")
-        deadline = time.monotonic() + REPLY_TIMEOUT_S
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                what, _, payload = self._answers.get(timeout=min(left, 1.0))
-            except queue.Empty:
-                if not self._online.is_set():
-                    break
-                continue
-            if what != "meta-reply" or len(payload) > 2 * MAX_META_PAGE_BYTES:
-                continue
-            try:
-                reply = from_bytes(MetaReply, payload)
-            except DocumentError as error:
-                raise TransportError(f"the answer for {name} is none: {error}") from error
-            if reply.id == request.id:
-                return reply
-        raise TransportError(f"no answer for {name} within {REPLY_TIMEOUT_S:.0f} s")
-
-    def _request(self, index: PackageIndex, numbers: Sequence[int]) -> None:
-        if not self._publish("pull", to_bytes(Pull(index.sha256, runs(numbers)))):
-            raise TransportError("the broker is away")
-
-    def _next_chunk(self, index: PackageIndex) -> tuple[int | None, bytes]:
-        deadline = time.monotonic() + CHUNK_TIMEOUT_S
-        while (left := deadline - time.monotonic()) > 0 and self._online.is_set():
-            try:
-                what, rest, payload = self._answers.get(timeout=min(left, 0.5))
-            except queue.Empty:
-                continue
-            if what == "refused":
-                reason = _refusal(payload, index)
-                if reason:
-                    raise NotOfferedError(f"the package is refused: {reason}")
-            elif what == "chunk" and len(rest) == 2 and rest[0] == index.sha256[:16] and rest[1].isdigit():
-                return int(rest[1]), payload
-        return None, b""
-
-    def _drain(self) -> None:
-        while not self._answers.empty():
-            self._answers.get_nowait()
-
-    def _require_online(self) -> None:
-        if not self._online.wait(REPLY_TIMEOUT_S):
-            raise TransportError(f"the broker {self._options.host}:{self._options.port} is away")
-
-    def _publish(self, what: str, payload: bytes, *, retain: bool = False) -> bool:
-        if not self._online.is_set():
-            return False
-        return bool(self._client.publish(self._topic(what), payload, qos=1, retain=retain).rc == 0)
-
     def _topic(self, what: str) -> str:
         return topics.topic(self._identity.tenant, self._identity.device, what)
 
     def _presence(self, *, online: bool) -> bytes:
         who = self._identity
         return to_bytes(Presence(who.device, online, who.session, who.agent_version))
-
-
-def _refusal(payload: bytes, index: PackageIndex) -> str:
-    """Why this package is refused; empty if it is not, or if what came cannot be read."""
-    try:
-        refused = from_bytes(PullRefused, payload)
-    except DocumentError as error:
-        _log.warning("a refusal is ignored: %s", error)
-        return ""
-    return (refused.reason or "no reason given") if refused.sha256 == index.sha256 else ""
 
 
 def _no_delay(_client: Any, _user: Any, sock: Any) -> None:
