@@ -5,13 +5,15 @@ The names below are the public API. Nothing here imports a framework: that is le
 """
 
 from edgeopt.budget import Budget
-from edgeopt.build import BuildOutcome, BuildRequest, build, plan_build
+from edgeopt.build import BuildOutcome, build
 from edgeopt.cache import Cache
 from edgeopt.calibrate import Calibration
 from edgeopt.measure import measure
 from edgeopt.progress import Progress
 from edgeopt.recipe import Recipe, load_recipe
+from edgeopt.request import BuildRequest
 from edgeopt.sources.torch_factory import TorchModel
+from edgeopt.suiting import plan_build
 from edgeopt_wire import __version__
 from edgeopt_wire.manifest import Manifest
 from edgeopt_wire.measurement import Measurement

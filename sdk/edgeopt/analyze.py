@@ -15,13 +15,13 @@ from typing import Any
 
 from edgeopt.artifacts import attribute_artifact, code_digest, tool_versions
 from edgeopt.attribute import Attribution
-from edgeopt.build import BuildRequest, load_inputs
 from edgeopt.cache import Cache
 from edgeopt.compress import make_artifacts
 from edgeopt.coverage import Coverage, problems
 from edgeopt.coverage import read as read_coverage
 from edgeopt.plan import Artifact, Plan, make_plan
 from edgeopt.progress import Progress
+from edgeopt.request import BuildRequest, load_inputs
 from edgeopt.workbench import Workbench
 from edgeopt_profiles.profile import load_profile
 from edgeopt_wire.errors import RecipeError

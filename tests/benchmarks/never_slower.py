@@ -33,7 +33,7 @@ class Verdict:
     @property
     def is_slower(self) -> bool:
         """Whether it is not shipped for its speed."""
-        from edgeopt.reporting import SLOWER
+        from edgeopt.report.choices import SLOWER
 
         return self.ratio is not None and self.best is not None and min(self.ratio, self.best) > SLOWER
 

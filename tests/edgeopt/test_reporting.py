@@ -11,12 +11,13 @@ import pytest
 
 from edgeopt.artifacts import Description, Made
 from edgeopt.budget import Budget
-from edgeopt.build import BuildRequest
 from edgeopt.coverage import Coverage
 from edgeopt.plan import make_plan
 from edgeopt.predict import Estimate, Prediction
 from edgeopt.recipe import Recipe
-from edgeopt.reporting import Work, choose
+from edgeopt.report.choices import choose
+from edgeopt.report.work import Work
+from edgeopt.request import BuildRequest
 from edgeopt.sources import Source
 from edgeopt.validate import Validation
 from edgeopt_converters.model import Model

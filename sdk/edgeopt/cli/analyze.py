@@ -45,11 +45,11 @@ def command(
     Nothing is packed. What it makes is kept in the cache, so that a build afterwards starts there.
     """
     from edgeopt.analyze import analyze
-    from edgeopt.build import BuildRequest
     from edgeopt.cache import Cache, default_folder
     from edgeopt.cli._progress import TerminalWatcher
     from edgeopt.progress import Progress
     from edgeopt.recipe import Recipe, load_recipe
+    from edgeopt.request import BuildRequest
     from edgeopt_wire.document import to_json
 
     request = BuildRequest(

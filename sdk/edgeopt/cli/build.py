@@ -14,9 +14,10 @@ from edgeopt.cli._output import console_err, emit, json_option
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgeopt.build import BuildOutcome, BuildRequest
+    from edgeopt.build import BuildOutcome
     from edgeopt.plan import Plan
     from edgeopt.predict import Prediction
+    from edgeopt.request import BuildRequest
 
 
 def _devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click's
@@ -86,10 +87,11 @@ def command(
 
     Exit codes: 0 done, 1 failed, 2 usage, 3 the budget was not met (the report shows the nearest candidates).
     """
-    from edgeopt.build import build, foresee_build, plan_build
+    from edgeopt.build import build
     from edgeopt.cache import Cache, default_folder
     from edgeopt.cli._progress import TerminalWatcher
     from edgeopt.progress import Progress
+    from edgeopt.suiting import foresee_build, plan_build
 
     request = _request(model, **options)
     if dry_run:
@@ -126,10 +128,10 @@ def _request(
     from dataclasses import replace
 
     from edgeopt.budget import Budget, parse_drop, parse_duration_ns, parse_share, parse_size_bytes
-    from edgeopt.build import BuildRequest
     from edgeopt.cli.keys import ask_passphrase
     from edgeopt.keys import BUILDER, load_signer
     from edgeopt.recipe import Recipe, load_recipe
+    from edgeopt.request import BuildRequest
 
     allowed, relative = parse_drop(max_drop) if max_drop else (None, False)
     wanted = load_recipe(recipe) if recipe else Recipe()

@@ -13,11 +13,12 @@ from click.testing import CliRunner
 
 from edgeopt.analyze import analyze
 from edgeopt.budget import Budget
-from edgeopt.build import BuildOutcome, BuildRequest, build
+from edgeopt.build import BuildOutcome, build
 from edgeopt.cache import Cache
 from edgeopt.cli.inspect import command as inspect
 from edgeopt.progress import Progress
 from edgeopt.recipe import Recipe, load_recipe
+from edgeopt.request import BuildRequest
 from edgeopt.uncalibrated import SAID
 from edgeopt.validate import NOT_MEASURED
 from edgeopt_wire.errors import RecipeError
