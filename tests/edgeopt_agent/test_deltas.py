@@ -3,25 +3,21 @@
 
 import queue
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
+import device_lives
 import numpy as np
 import pytest
-
-from edgeopt_agent.store import Store
-from edgeopt_wire.index import PackageIndex, deltas_of
-
-sys.path.append(str(Path(__file__).parent.parent / "faults"))
-import device
-from scenarios import serves
+from device_lives import quick_probe, serves, wish
 
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.loop import Agent
 from edgeopt_agent.main import make_agent
+from edgeopt_agent.store import Store
 from edgeopt_agent.transports import Inbox
 from edgeopt_agent.transports.memory import MemoryTransport
+from edgeopt_wire.index import PackageIndex, deltas_of
 
 Publisher = Any
 PADDING = np.random.default_rng(0).bytes(400_000)
@@ -52,7 +48,7 @@ class Site:
         )
         self.transport = MemoryTransport(inbox, self.publisher.files(), self.publisher.blobs())
         self.agent: Agent = make_agent(config, Store(config.folder), self.transport, inbox)
-        self.agent.installer.probe = device._probe
+        self.agent.installer.probe = quick_probe
         self.seconds = [0.0]
         self.agent._monotonic = lambda: self.seconds[0]
         self.agent.start()
@@ -61,7 +57,7 @@ class Site:
         """Install it; returns how many chunks were pulled for it."""
         self.revision += 1
         before = len(self.transport.pulled)
-        device.wish(self.agent, self.publisher.desire(self.revision, version), self.seconds)
+        wish(self.agent, self.publisher.desire(self.revision, version), self.seconds)
         return len(self.transport.pulled) - before
 
 
@@ -131,13 +127,13 @@ def test_a_link_that_is_cut_in_a_delta_goes_on_in_the_delta(
     assert real is None
     site.transport.spoil = spoil
     site.revision += 1
-    wish = site.publisher.desire(site.revision, "3")
-    monkeypatch.setattr(device, "TICKS", 5)
-    device.wish(site.agent, wish, site.seconds)
+    wanted = site.publisher.desire(site.revision, "3")
+    monkeypatch.setattr(device_lives, "TICKS", 5)
+    wish(site.agent, wanted, site.seconds)
     assert serves(site.agent) == "1"
     site.transport.is_away = False
     pulled = len(site.transport.pulled)
-    device.wish(site.agent, wish, site.seconds)
+    wish(site.agent, wanted, site.seconds)
     assert serves(site.agent) == "3"
     assert len(site.transport.pulled) - pulled == count - 2
 

@@ -2,7 +2,6 @@
 """A device whose power mode or runtime changed measures again, and another variant serves where that is faster now."""
 
 import queue
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from device_lives import HOUR_S, quick_probe, wish
+from publishing import write_package
 
 from edgeopt_agent import installer as installer_module
 from edgeopt_agent.config import AgentConfig
@@ -21,10 +22,6 @@ from edgeopt_agent.store import Store
 from edgeopt_agent.transports import Inbox
 from edgeopt_agent.transports.memory import MemoryTransport
 from edgeopt_wire.messages import Phase
-
-sys.path.append(str(Path(__file__).parent.parent / "faults"))
-import device
-from publishing import write_package
 
 Publisher = Any
 Start = Callable[[], Agent]
@@ -41,7 +38,7 @@ class Board:
 
     def probe(self, request: Any) -> Any:
         self.probed.append(request.variant)
-        found = device._probe(request)
+        found = quick_probe(request)
         if request.variant in self.broken:
             return replace(found, golden_ok=False)
         time = round(self.times[self.mode][request.variant])
@@ -82,9 +79,9 @@ def start(tmp_path: Path, publisher: Publisher, board: Board) -> Start:
         seconds = [0.0]
         agent._monotonic = lambda: seconds[0]
         agent.start()
-        device.wish(agent, publisher.desire(1, "1"), seconds)
+        wish(agent, publisher.desire(1, "1"), seconds)
         for _ in range(3):
-            seconds[0] += device.HOUR_S
+            seconds[0] += HOUR_S
             agent.tick()
         return agent
 

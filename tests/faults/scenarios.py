@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import device
+import device_lives
 import numpy as np
+from device_lives import serves
 from publishing import Publisher
 
 from edgeopt_agent.loop import Agent
@@ -70,7 +70,7 @@ class Site:
             state.mkdir()
             for revision, version in enumerate(scenario.before, 1):
                 agent = self.agent(state)
-                device.live(agent, self.publisher.desire(revision, version))
+                device_lives.live(agent, self.publisher.desire(revision, version))
                 assert serves(agent) == version
             self._before[scenario.before] = state
         return self._before[scenario.before]
@@ -80,12 +80,14 @@ class Site:
         return Path(shutil.copytree(self.before(scenario), target, symlinks=True))
 
     def agent(self, state: Path) -> Agent:
-        return device.make(state, self.publisher.root, self.publisher.repository)
+        return device_lives.make(state, self.publisher.root, self.publisher.repository)
 
-    def command(self, state: Path, scenario: Scenario) -> list[str]:
-        """What `device.py` is called with."""
-        places = (state, self.publisher.root, self.publisher.repository, self.envelope(scenario))
-        return [str(Path(device.__file__)), *map(str, places)]
+    def arguments(self, state: Path, scenario: Scenario) -> list[str]:
+        """What `device_lives.py` is called with."""
+        return [
+            str(place)
+            for place in (state, self.publisher.root, self.publisher.repository, self.envelope(scenario))
+        ]
 
     def check(self, state: Path, scenario: Scenario) -> None:
         """After a fault: what is allowed serves at once, and once the fault is gone the wish comes true.
@@ -99,23 +101,7 @@ class Site:
         agent.start()
         found = serves(agent)
         assert found in scenario.allowed, f"after the fault {found} serves"
-        device.wish(agent, self.envelope(scenario).read_bytes(), seconds)
+        device_lives.wish(agent, self.envelope(scenario).read_bytes(), seconds)
         found = serves(agent)
         said = {name: (entry.phase.value, entry.error) for name, entry in agent.states.items()}
         assert found == scenario.final, f"without the fault {found} serves: {said}"
-
-
-def serves(agent: Agent) -> str | None:
-    """The version that answers a real inference now, its slot whole to the last byte; None where nothing does."""
-    if "tiny" not in agent.models.names():
-        return None
-    image = np.ones((1, 2, 4, 4), np.float32)
-    loaded, outputs = agent.models.infer("tiny", {"image": image})
-    assert np.array_equal(outputs["scores"], np.ones((1, 4), np.float32)), "a wrong answer"
-    active = agent.states["tiny"].active
-    assert active is not None
-    assert active.version == loaded.manifest.version
-    slot = agent.store.slot("tiny", active.slot)
-    for entry in loaded.manifest.files:
-        assert hashlib.sha256((slot / entry.path).read_bytes()).hexdigest() == entry.sha256, entry.path
-    return loaded.manifest.version

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import device_lives
 import pytest
 from disk import Operation, cuts, write_image
 from scenarios import NAMES, SCENARIOS, Site
@@ -62,7 +63,7 @@ def _record(site: Site, name: str) -> list[Operation]:
             assert mounted.poll() is None, "the recording file system did not come up"
             time.sleep(0.02)
         done = subprocess.run(
-            [sys.executable, *site.command(mountpoint, scenario)],
+            [sys.executable, device_lives.__file__, *site.arguments(mountpoint, scenario)],
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -10,13 +10,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import device_lives
 import pytest
+from notes import note
 from scenarios import SCENARIOS, Scenario, Site
+from zygote import Zygote
 
 CALLS = ("openat", "write", "pwrite64", "fsync", "fdatasync", "fallocate", "ftruncate", "rename", "unlink", "mkdir",
          "rmdir", "unlinkat", "symlink", "sendfile", "copy_file_range")  # fmt: skip
@@ -34,8 +40,8 @@ EVERYWHERE = ("killed", "EIO")
 """What is tried in every scenario; the update gets all."""
 
 WRITING = re.compile(r"O_WRONLY|O_RDWR|O_CREAT")
-SAMPLE = 10
-KILLED = 137
+SAMPLE = 20
+LIFE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -64,19 +70,37 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return Site(tmp_path_factory.mktemp("site"))
 
 
-def _run(site: Site, state: Path, scenario: Scenario, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        ["strace", "-qq", *options, sys.executable, *site.command(state, scenario)],
-        capture_output=True, text=True, timeout=120, check=False, env=environment,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def zygote(site: Site) -> Iterator[Zygote]:
+    scenario = SCENARIOS["update"]
+    made = Zygote(site.folder, site.arguments(site.copy(scenario, site.folder / "learned"), scenario))
+    yield made
+    made.close()
 
 
-def _cases(site: Site, scenario: Scenario, folder: Path) -> list[Case]:
-    """Every call of a run without a fault that changes the state directory, times every fault."""
-    state, log = site.copy(scenario, folder / "listed"), folder / "log"
-    done = _run(site, state, scenario, "-y", "-s", "0", "-o", str(log), "-e", f"trace={','.join(CALLS)}")
-    assert done.returncode == 0, done.stderr
+def _run(zygote: Zygote, arguments: list[str], *options: str) -> int:
+    """One life under strace; returns its exit status, negative for a signal."""
+    life = zygote.begin(arguments)
+    strace = subprocess.Popen(
+        ["strace", "-p", str(life), *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    assert strace.stderr is not None
+    line = strace.stderr.readline()
+    if "attached" not in line:
+        zygote.kill()
+        raise AssertionError(f"strace could not attach: {line}")
+    timer = threading.Timer(LIFE_S, zygote.kill)
+    timer.start()
+    zygote.let_go()
+    status = zygote.end()
+    timer.cancel()
+    strace.stderr.close()
+    strace.wait(10)
+    return status
+
+
+def _calls(log: Path, state: Path) -> list[tuple[str, int, str]]:
+    """The calls in a log of strace that change the state directory: name, which of its name, file without chance."""
     counts: dict[str, int] = {}
     found = []
     for line in log.read_text().splitlines():
@@ -85,28 +109,41 @@ def _cases(site: Site, scenario: Scenario, folder: Path) -> list[Case]:
             continue
         counts[call] = counts.get(call, 0) + 1
         if str(state) in line and (call != "openat" or WRITING.search(line)):
-            found.append((call, counts[call]))
+            path = line[line.index(str(state)) + len(str(state)) :].split('"')[0].split(">")[0]
+            found.append((call, counts[call], re.sub(r"(\.half-|/tmp)\w+$", r"\1", path)))
+    return found
+
+
+LISTING = ("-y", "-s", "0", "-e", f"trace={','.join(CALLS)}")
+
+
+def _cases(zygote: Zygote, site: Site, scenario: Scenario, folder: Path) -> list[Case]:
+    """Every call of a run without a fault that changes the state directory, times every fault."""
+    state, log = site.copy(scenario, folder / "listed"), folder / "log"
+    status = _run(zygote, site.arguments(state, scenario), "-o", str(log), *LISTING)
+    assert status == 0, zygote.said()
     faults = FAULTS if scenario.name == "update" else EVERYWHERE
-    cases = [Case(call, when, fault) for call, when in found for fault in faults]
+    cases = [Case(call, when, fault) for call, when, _ in _calls(log, state) for fault in faults]
     # a read-only file system refuses no reading, and `openat` reads as well
     return [case for case in cases if (case.call, case.fault) != ("openat", "EROFS from then on")]
 
 
-def _check(site: Site, scenario: Scenario, case: Case, state: Path) -> str:
+def _check(zygote: Zygote, site: Site, scenario: Scenario, case: Case, state: Path) -> str:
     """What is wrong after a case, or nothing."""
     site.copy(scenario, state)
     inject = f"inject={case.call}:{FAULTS[case.fault].format(case.when)}"
-    done = _run(site, state, scenario, "-o", "/dev/null", "-e", f"trace={case.call}", "-e", inject)
+    status = _run(
+        zygote, site.arguments(state, scenario), "-o", "/dev/null", "-e", f"trace={case.call}", "-e", inject
+    )
+    said = zygote.said()[-300:]
     try:
         if case.fault == "killed":
-            assert done.returncode in (-9, KILLED), (
-                f"it was not killed: {done.returncode} {done.stderr[-300:]}"
-            )
-        elif done.returncode == 1 and not scenario.before:
+            assert status == -signal.SIGKILL, f"it was not killed: {status} {said}"
+        elif status == 1 and not scenario.before:
             # a device that never ran has nothing to serve: it may say clearly that it cannot make its folders
-            assert "edgeopt_wire.errors.StoreError: cannot use the" in done.stderr, done.stderr[-300:]
+            assert "edgeopt_wire.errors.StoreError: cannot use the" in said, said
         else:
-            assert done.returncode == 0, f"it ended by {done.returncode}: {done.stderr[-300:]}"
+            assert status == 0, f"it ended by {status}: {said}"
         site.check(state, scenario)
     except Exception as error:
         return f"{scenario.name}, {case}: {error!r:.600}"
@@ -115,30 +152,52 @@ def _check(site: Site, scenario: Scenario, case: Case, state: Path) -> str:
     return ""
 
 
-def _check_all(site: Site, name: str, tmp_path: Path, most: int) -> None:
+def _check_all(zygote: Zygote, site: Site, name: str, tmp_path: Path, most: int) -> None:
     scenario = SCENARIOS[name]
-    cases = _cases(site, scenario, tmp_path)
+    cases = _cases(zygote, site, scenario, tmp_path)
     stride = max(1, len(cases) // most) if most else 1
     while stride > 1 and (stride % 2 == 0 or stride % 3 == 0):  # else it would always meet the same faults
         stride += 1
-    taken = cases[::stride]
-    failed = [
-        said for n, case in enumerate(taken) if (said := _check(site, scenario, case, tmp_path / str(n)))
-    ]
-    print(f"{name}: {len(cases)} cases, {len(taken)} checked, {len(failed)} failed")
+    said = {
+        case: _check(zygote, site, scenario, case, tmp_path / str(n))
+        for n, case in enumerate(cases[::stride])
+    }
+    note("system calls", ((case.fault, case.call, not wrong) for case, wrong in said.items()))
+    failed = [wrong for wrong in said.values() if wrong]
+    print(f"{name}: {len(cases)} cases, {len(said)} checked, {len(failed)} failed")
     assert len(cases) > len(FAULTS)
-    assert not failed, f"{len(failed)} of {len(taken)}:\n" + "\n".join(failed)
+    assert not failed, f"{len(failed)} of {len(said)}:\n" + "\n".join(failed)
+
+
+def test_a_life_that_begins_by_a_fork_makes_the_calls_of_one_in_a_process_of_its_own(
+    zygote: Zygote, site: Site, tmp_path: Path
+) -> None:
+    scenario = SCENARIOS["update"]
+    forked, own = (site.copy(scenario, tmp_path / name) for name in ("forked", "own"))
+    assert _run(zygote, site.arguments(forked, scenario), "-o", str(tmp_path / "log-1"), *LISTING) == 0
+    done = subprocess.run(
+        ["strace", "-qq", "-o", str(tmp_path / "log-2"), *LISTING,
+         sys.executable, device_lives.__file__, *site.arguments(own, scenario)],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = [
+        [(call, path) for call, _, path in _calls(tmp_path / log, state)]
+        for log, state in (("log-1", forked), ("log-2", own))
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) > 100
 
 
 @pytest.mark.parametrize("name", ["update", "forget"])
 def test_a_fault_at_a_call_that_writes_leaves_a_device_that_serves_and_goes_on(
-    site: Site, name: str, tmp_path: Path
+    zygote: Zygote, site: Site, name: str, tmp_path: Path
 ) -> None:
-    _check_all(site, name, tmp_path, SAMPLE)
+    _check_all(zygote, site, name, tmp_path, SAMPLE)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", list(SCENARIOS))
-def test_every_fault_at_every_call_that_writes(site: Site, name: str, tmp_path: Path) -> None:
-    _check_all(site, name, tmp_path, 0)
+def test_every_fault_at_every_call_that_writes(zygote: Zygote, site: Site, name: str, tmp_path: Path) -> None:
+    _check_all(zygote, site, name, tmp_path, 0)
