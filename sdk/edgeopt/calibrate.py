@@ -39,6 +39,9 @@ SAVE_EVERY = 16
 WHOLE, KEPT = 1 << 20, 1 << 13
 """Every value of a tensor is counted until `WHOLE` are; from then a sample adds `KEPT` or fewer, thinned evenly."""
 
+FEW = 16
+"""Up to so many values are added one by one: a count over all bins takes as long as thousands."""
+
 Observe = Callable[["Mapping[str, np.ndarray]"], "Iterable[tuple[str, np.ndarray]]"]
 """Run one sample and give every (tensor name, values) of interest."""
 
@@ -201,7 +204,7 @@ class _Counter:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._grow(max(-low, high))
         flat = values.reshape(-1)
-        stride = -(-flat.size // KEPT) if self.counts.sum() >= WHOLE else 1
+        stride = -(-flat.size // KEPT) if flat.size > KEPT and self.counts.sum() >= WHOLE else 1
         if stride > 1:
             self._count(np.array([low, high], np.float32), 1)
             flat = flat[number % stride :: stride]
@@ -215,7 +218,10 @@ class _Counter:
         bins = np.floor(scaled, out=scaled).astype(np.intp)
         bins += HALF
         np.minimum(bins, 2 * HALF - 1, out=bins)
-        self.counts += weight * np.bincount(bins, minlength=2 * HALF)
+        if bins.size <= FEW:  # no walk over all bins for the two ends of a tensor
+            np.add.at(self.counts, bins, weight)
+        else:
+            self.counts += weight * np.bincount(bins, minlength=2 * HALF)
 
     def _grow(self, largest: float) -> None:
         import numpy as np

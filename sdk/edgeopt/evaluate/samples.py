@@ -318,9 +318,9 @@ def _of_arrays(
     order = _subset(list(range(next(iter(counts.values())))), limit, seed)
     digest = hashlib.sha256()
     for name in sorted(chosen):
-        chosen[name] = chosen[name][order]
+        chosen[name] = chosen[name] if len(order) == len(chosen[name]) else chosen[name][order]
         digest.update(f"{name} {chosen[name].dtype} {chosen[name].shape} ".encode())
-        digest.update(chosen[name].tobytes())
+        digest.update(chosen[name].reshape(-1).view("u1"))
     if labels is not None:
         labels = [labels[number] for number in order]
         digest.update(labelling.digest(labels))
@@ -341,7 +341,7 @@ def _fitting(array: Any, spec: TensorSpec, where: str) -> Any:
     array = array.reshape(len(array), *spec.shape)
     if array.dtype.kind not in "fiub" or (np.dtype(spec.dtype).kind != "f" and array.dtype.kind == "f"):
         raise RecipeError(f"{where}: expected {spec.dtype} for the input {spec.name!r}, found {array.dtype}")
-    return np.ascontiguousarray(array.astype(spec.dtype))
+    return np.ascontiguousarray(array.astype(spec.dtype, copy=False))
 
 
 def _subset(entries: list[Any], limit: int | None, seed: int) -> list[Any]:

@@ -18,12 +18,13 @@ from itertools import islice
 from typing import Any
 
 from edgeopt.calibrate import Judge, Stream, alarms, find_ranges
+from edgeopt.channel_scales import channel_scales
 from edgeopt.fake_quantize import FakeQuantized, Grid, read_quantized
 from edgeopt.onnx_graphs import ends_observer, fold, observer
 from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt.ranges import Range
-from edgeopt.simulate.saturation import check_saturation, narrow_ranges, weight_layers
+from edgeopt.simulate.saturation import check_saturation
 from edgeopt.training.spans import find_learned
 from edgeopt.zero_points import symmetric_tensors
 from edgeopt_converters.model import Model
@@ -87,7 +88,13 @@ def with_ranges(
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.registry import QDQRegistry
 
-    overrides = _pair_safe(folded, exclude, QuantType.QInt8) if scheme.pair_safe else {}
+    left = set(_excluded(folded, exclude))
+    layers = [node.name for node in folded.graph.node if node.name not in left]
+    overrides = (
+        channel_scales(folded, layers, pair_safe=scheme.pair_safe)
+        if scheme.per_channel or scheme.pair_safe
+        else {}
+    )
     overrides |= {
         name: [{"quant_type": QuantType.QInt8, "symmetric": True}]
         for name in _symmetric(folded, scheme, ranges, exclude)
@@ -139,25 +146,6 @@ def _symmetric(
     if not scheme.zero_products or scheme.symmetric_activations:
         return ()
     return symmetric_tensors(folded, ranges, _excluded(folded, exclude))
-
-
-def _pair_safe(folded: Any, exclude: tuple[str, ...], kind: Any) -> dict[str, list[dict[str, Any]]]:
-    """Widen a channel's scale only as far as its worst pair of weights needs, so that no x86 CPU overflows."""
-    left = set(_excluded(folded, exclude))
-    ranges = narrow_ranges(folded, [name for name in weight_layers(folded) if name not in left])
-    return {
-        weight: [
-            {
-                "axis": span.axis,
-                "quant_type": kind,
-                "symmetric": True,
-                "rmin": _f32(-largest),
-                "rmax": _f32(largest),
-            }
-            for largest in span.magnitudes
-        ]
-        for weight, span in ranges.items()
-    }
 
 
 def _saturation(model: Model, scheme: Scheme) -> tuple[str, ...]:
