@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done: each model's machine is fed, its effects run in their order, and what was put off is tried again.
+
+Rule: the state is on the disk before an effect runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from edgeopt_agent import machine
+from edgeopt_agent.installer import Installer
+from edgeopt_agent.machine import Effect, Event, Kind, State
+from edgeopt_agent.pauses import Pause
+from edgeopt_agent.remeasure import CHECK_S
+from edgeopt_agent.serve.models import Models
+from edgeopt_agent.store import Store
+from edgeopt_agent.telling import Teller
+from edgeopt_wire.errors import EdgeoptError, StoreError
+from edgeopt_wire.messages import DesiredModel
+
+_log = logging.getLogger(__name__)
+
+
+class Worker:
+    """The work of one device's models."""
+
+    def __init__(
+        self,
+        store: Store,
+        models: Models,
+        installer: Installer,
+        teller: Teller,
+        *,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self.states: dict[str, State] = {}
+        self._store = store
+        self._models = models
+        self._installer = installer
+        self._teller = teller
+        self._monotonic = monotonic
+        self._work: dict[str, Effect] = {}
+        self._pauses: dict[str, Pause] = {}
+        self._unstarted: set[str] = set()
+        self._looked_at = float("-inf")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether some work waits, put off or not."""
+        return bool(self._work or self._unstarted)
+
+    def start(self) -> None:
+        """Serve what is active, then take up what was interrupted."""
+        for name in self._store.models():
+            state = self._store.load_state(name)
+            self.states[name] = state
+            if state.active is not None:
+                self._serve(state)
+        for name in list(self.states):
+            self._start(name)
+
+    def online(self) -> None:
+        """The other side is there again: try what was put off soon."""
+        for pause in self._pauses.values():
+            pause.shorten(self._monotonic())
+
+    def want(self, wanted: dict[str, DesiredModel]) -> None:
+        """Follow what is wanted now: every model of it, and none of those that were wanted and are no more."""
+        for name in {*wanted, *self.states}:
+            self.states.setdefault(name, State(name))
+            if name in wanted or self.states[name].desired is not None:
+                self.feed(name, Event(Kind.DESIRED, desired=wanted.get(name)))
+
+    def feed(self, name: str, event: Event) -> None:
+        """Take one step of a model's machine and run its effects in their order."""
+        state, effects = machine.step(self.states[name], event)
+        if event.kind is Kind.AWAY:
+            self._put_off(name)
+        elif effects:
+            self._pauses.pop(name, None)
+        if state.phase not in machine.WORK:
+            self._work.pop(name, None)
+        for effect in effects:
+            self._run(effect, name, state)
+        self.states[name] = state
+        if Effect.REMOVE in effects:
+            del self.states[name]
+
+    def _run(self, effect: Effect, name: str, state: State) -> None:
+        if effect is Effect.SAVE:
+            self._store.save_state(state)
+        elif effect is Effect.REPORT:
+            self._teller.note_phase(state)
+        elif effect is Effect.CLEAN:
+            self._store.clean({**self.states, name: state})
+        elif effect is Effect.REMOVE:
+            self._models.deactivate(name)
+            self._store.remove(name)
+        else:
+            self._work[name] = effect
+
+    def do_one(self) -> None:
+        """Do one piece of work that is due."""
+        for name in sorted(self._unstarted):
+            if not self._is_paused(name):
+                self._start(name)
+        for name, effect in list(self._work.items()):
+            if self._is_paused(name):
+                continue
+            _log.info("%s: %s", name, effect.value)
+            event = self._installer.work(effect, self.states[name])
+            if event.kind is not Kind.AWAY:
+                self._work.pop(name, None)
+            try:
+                self.feed(name, event)
+            except StoreError as error:
+                # the state is not saved: the effect runs again when the disk allows it
+                _log.error("%s: %s", name, error)
+                self._work[name] = effect
+                self._put_off(name)
+            return
+
+    def look(self) -> None:
+        """Now and then, with nothing else to do: does what was measured still count?"""
+        if self._monotonic() - self._looked_at < CHECK_S:
+            return
+        self._looked_at = self._monotonic()
+        for name, state in list(self.states.items()):
+            try:
+                event = self._installer.look(state)
+                if event is not None:
+                    self.feed(name, event)
+            except EdgeoptError as error:
+                _log.warning("%s is not measured again yet: %s", name, error)
+
+    def _start(self, name: str) -> None:
+        try:
+            if name in self.states:
+                self.feed(name, Event(Kind.STARTED))
+            self._unstarted.discard(name)
+        except StoreError as error:
+            _log.error("%s: what was interrupted waits for the disk: %s", name, error)
+            self._unstarted.add(name)
+            self._put_off(name)
+
+    def _serve(self, state: State) -> None:
+        assert state.active is not None, "called for what is active"
+        try:
+            self._models.activate(state.model, state.active)
+        except EdgeoptError as error:
+            _log.error("%s: the active package cannot be served: %s", state.model, error)
+            self.states[state.model] = replace(state, error=f"cannot be served: {error}")
+
+    def _is_paused(self, name: str) -> bool:
+        pause = self._pauses.get(name)
+        return pause is not None and self._monotonic() < pause.until
+
+    def _put_off(self, name: str) -> None:
+        self._pauses.setdefault(name, Pause()).begin(self._monotonic())
