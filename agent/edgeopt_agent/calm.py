@@ -133,7 +133,7 @@ class Calm:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return Load(
             at=self.monotonic(),
-            busy_s=_busy_s(self.root),
+            busy_s=busy_seconds(self.root),
             waiting_s=_waiting_s(self.root),
             probes_s=used.ru_utime + used.ru_stime,
             served=self.served(),
@@ -208,7 +208,7 @@ def _worse(one: bool | None, other: bool | None) -> bool | None:
     return False if False in (one, other) else one if one is not None else other
 
 
-def _busy_s(root: Path) -> float | None:
+def busy_seconds(root: Path) -> float | None:
     """CPU time of everybody since boot in seconds: all of `/proc/stat`'s first line but idle and waiting for disks."""
     found = re.match(r"cpu +((?:\d+ ?)+)", _text(root / "proc/stat"))
     if found is None:

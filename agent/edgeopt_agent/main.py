@@ -24,6 +24,7 @@ from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.service import Service
 from edgeopt_agent.store import Store
+from edgeopt_agent.surroundings import Surroundings
 from edgeopt_agent.systemd import Pulse, notify
 from edgeopt_agent.transports import INBOX_LENGTH, Inbox, Transport
 from edgeopt_agent.trust import Trust, read_root
@@ -57,7 +58,12 @@ def make_agent(
         needs_time=transport.tells_time,
     )
     outbox = Outbox(store.folder / "outbox", config.device)
-    service = Service(clock.now, store.folder / "service.json", config.service_report_s)
+    service = Service(
+        clock.now,
+        store.folder / "service.json",
+        config.service_report_s,
+        surroundings=Surroundings().look,
+    )
     models = Models(store, config.serving, service)
     session = uuid.uuid4().hex
     return Agent(

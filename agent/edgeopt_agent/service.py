@@ -3,6 +3,8 @@
 
 Rules:
 - Counting costs a few microseconds a request; inputs are looked at once in `LOOK_EVERY` requests.
+- Power mode, temperature and load are part of the key: each condition has windows of its own, and who wants them
+  together merges their sketches. The condition is looked at every `CONDITION_S`, beside requests.
 - A window ends when it can be sent and `report_s` have passed, or after an hour: a week without a network is 168
   windows a model, not 2,000, and whoever comes back sends summaries.
 - The window in hand is saved every `report_s` and taken up by the next start; its events are the outbox's, which
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt_agent.files import write_durably
+from edgeopt_agent.surroundings import Condition
 from edgeopt_wire.document import format_moment
 from edgeopt_wire.errors import StoreError
 from edgeopt_wire.sketch import Sketch
@@ -35,11 +38,15 @@ _log = logging.getLogger(__name__)
 SCHEMA = "edgeopt.service/1"
 REPORT_S = 300.0
 LONGEST_S = 3600.0
+CONDITION_S = 10.0
 LOOK_EVERY, LOOK_AT = 64, 4096
 """Of how many calls one's inputs are looked at, and at how many values of each at most, evenly spread."""
 
 Key = tuple[str, str, str]
 """Model, version, variant."""
+
+Place = tuple[Key, Condition]
+"""What was served, and under which condition."""
 
 
 @dataclass
@@ -86,7 +93,10 @@ class Window:
 
 
 class Service:
-    """Collects what is served, thread-safe; `flush` gives the windows that are over as events' bodies."""
+    """Collects what is served, thread-safe; `flush` gives the windows that are over as events' bodies.
+
+    `surroundings` tells the condition that holds now; None: it is unknown.
+    """
 
     def __init__(
         self,
@@ -94,20 +104,27 @@ class Service:
         path: Path | None = None,
         report_s: float = REPORT_S,
         monotonic: Callable[[], float] = time.monotonic,
+        surroundings: Callable[[], Condition] | None = None,
     ) -> None:
         self._now = now
         self._path = path
         self._report_s = report_s
         self._monotonic = monotonic
         self._guard = threading.Lock()
-        self._windows: dict[Key, Window] = {}
-        self._ended: dict[Key, Window] = {}
+        self._windows: dict[Place, Window] = {}
+        self._ended: dict[Place, Window] = {}
+        self._surroundings = surroundings
+        self._condition = Condition()
+        self._looked = float("-inf")
+        self.calls = 0
+        """Calls of runtimes that ended since the start, well or not."""
         self._began = self._saved = monotonic()
         self._left = self._load()
 
     def ran(self, key: Key, nanoseconds: int, rows: int, inputs: Mapping[str, np.ndarray]) -> None:
         """A call of a runtime ended well."""
         with self._guard:
+            self.calls += 1
             window = self._window(key)
             window.run.add(max(1, nanoseconds))
             window.rows += rows
@@ -120,37 +137,53 @@ class Service:
     def failed(self, key: Key) -> None:
         """A call of a runtime failed."""
         with self._guard:
+            self.calls += 1
             self._window(key).failed += 1
+
+    def look_around(self) -> None:
+        """Learn under which condition is served from now on; cheap to call often."""
+        if self._surroundings is not None and self._monotonic() - self._looked >= CONDITION_S:
+            self._looked = self._monotonic()
+            self._condition = self._surroundings()
 
     def flush(self, is_online: Callable[[], bool]) -> list[dict[str, Any]]:
         """Give the windows that are over; nothing until then. `is_online` is asked only where it matters."""
+        self.look_around()
         since = self._monotonic() - self._began
         if since < self._report_s or (since < LONGEST_S and not is_online()):
             self._keep()
             return []
         with self._guard:
             windows, self._windows = self._windows, {}
-            for key, window in windows.items():
-                self._ended.setdefault(key, Window(window.began)).merge(window)
+            for place, window in windows.items():
+                self._ended.setdefault(place, Window(window.began)).merge(window)
             left, self._left = self._left, []
             self._began = self._monotonic()
-        found = [*left, *(_body(key, window, self._now()) for key, window in windows.items())]
+        found = [*left, *(_body(place, window, self._now()) for place, window in windows.items())]
         self._keep(at_once=True)
         return found
 
     def totals(self) -> dict[Key, Window]:
         """Everything since the start, by model, version and variant; for looking at."""
+        found: dict[Key, Window] = {}
+        for (key, _), window in self.by_condition().items():
+            found.setdefault(key, Window(window.began)).merge(window)
+        return found
+
+    def by_condition(self) -> dict[Place, Window]:
+        """The same, apart by the condition under which it was served."""
         with self._guard:
-            found: dict[Key, Window] = {}
+            found: dict[Place, Window] = {}
             for windows in (self._ended, self._windows):
-                for key, window in windows.items():
-                    found.setdefault(key, Window(window.began)).merge(window)
+                for place, window in windows.items():
+                    found.setdefault(place, Window(window.began)).merge(window)
             return found
 
     def _window(self, key: Key) -> Window:
-        window = self._windows.get(key)
+        place = (key, self._condition)
+        window = self._windows.get(place)
         if window is None:
-            window = self._windows[key] = Window(self._now())
+            window = self._windows[place] = Window(self._now())
         return window
 
     def _keep(self, *, at_once: bool = False) -> None:
@@ -159,7 +192,7 @@ class Service:
             return
         self._saved = self._monotonic()
         with self._guard:
-            bodies = [_body(key, window, self._now()) for key, window in self._windows.items()]
+            bodies = [_body(place, window, self._now()) for place, window in self._windows.items()]
         try:
             write_durably(self._path, json.dumps([*self._left, *bodies]).encode())
         except StoreError as error:
@@ -174,13 +207,14 @@ class Service:
             return []
 
 
-def _body(key: Key, window: Window, until: datetime) -> dict[str, Any]:
-    model, version, variant = key
+def _body(place: Place, window: Window, until: datetime) -> dict[str, Any]:
+    (model, version, variant), condition = place
     return {
         "schema": SCHEMA,
         "model": model,
         "version": version,
         "variant": variant,
+        "condition": condition._asdict(),
         "from": format_moment(window.began),
         "to": format_moment(until),
         "calls": window.run.count,

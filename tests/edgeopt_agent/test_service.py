@@ -13,7 +13,8 @@ import pytest
 
 from edgeopt_agent.serve.http import ask
 from edgeopt_agent.serve.metrics import exposition
-from edgeopt_agent.service import LONGEST_S, LOOK_EVERY, REPORT_S, Service
+from edgeopt_agent.service import CONDITION_S, LONGEST_S, LOOK_EVERY, REPORT_S, Service
+from edgeopt_agent.surroundings import POWER_MODE_S, Condition, Surroundings
 from edgeopt_wire.sketch import Sketch
 
 KEY = ("tiny", "1", "a")
@@ -125,6 +126,60 @@ def test_prometheus_reads_quantiles_counters_and_odd_names(start: Callable[[], S
     assert 'edgeopt_rows_total{model="tiny",version="1",variant="a"} 40' in page
     assert 'edgeopt_failed_total{model="o\\"dd\\\\",version="1",variant="a"} 1' in page
     assert page.endswith("\n")
+
+
+def test_each_condition_has_a_sketch_of_its_own_and_they_add_up(clock: Clock) -> None:
+    now = [Condition("30W", "cool", "idle")]
+    service = Service(clock.now, monotonic=clock.monotonic, surroundings=lambda: now[0])
+    service.look_around()
+    for nanoseconds in (1_000_000, 1_100_000):
+        service.ran(KEY, nanoseconds, 1, IMAGE)
+    now[0] = Condition("7W", "hot", "busy")
+    service.ran(KEY, 1_200_000, 1, IMAGE)  # within CONDITION_S of the last look: still the old condition
+    clock.seconds += CONDITION_S
+    service.look_around()
+    service.ran(KEY, 9_000_000, 1, IMAGE)
+    assert service.totals()[KEY].run.count == 4
+    page = exposition(service.totals(), {}, service.by_condition())
+    labels = 'model="tiny",version="1",variant="a",power_mode="7W",temperature="hot",load="busy"'
+    assert f"edgeopt_condition_run_seconds_count{{{labels}}} 1" in page
+    clock.seconds = REPORT_S
+    bodies = service.flush(lambda: True)
+    assert {body["condition"]["power_mode"]: body["calls"] for body in bodies} == {"30W": 3, "7W": 1}
+    merged = Sketch()
+    for body in bodies:
+        merged.merge(Sketch.from_json(body["run_ns"]))
+    whole = Sketch()
+    for nanoseconds in (1_000_000, 1_100_000, 1_200_000, 9_000_000):
+        whole.add(nanoseconds)
+    assert merged.bins == whole.bins
+
+
+def test_a_board_says_its_condition_in_few_words(tmp_path: Path) -> None:
+    def put(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    seconds, asked = [0.0], []
+
+    def ask_vendor(command: Any) -> str:
+        asked.append(command)
+        return "NV Power Mode: MAXN\n0\n"
+
+    board = Surroundings(tmp_path, ask_vendor, lambda: seconds[0])
+    assert board.look() == Condition("", "", "")
+    put("etc/nvpmodel.conf", "")
+    put("sys/class/thermal/thermal_zone0/temp", "65000")
+    put("proc/stat", "cpu  0 0 0 0 0 0 0 0 0 0\n")
+    seconds[0] += POWER_MODE_S
+    assert board.look() == Condition("MAXN (nvpmodel 0)", "warm", "")
+    put("proc/stat", "cpu  1000000 0 0 0 0 0 0 0 0 0\n")
+    put("sys/class/thermal/thermal_zone0/temp", "85000")
+    seconds[0] += 10
+    assert board.look() == Condition("MAXN (nvpmodel 0)", "hot", "busy")
+    seconds[0] += 10
+    assert board.look().load == "idle"
+    assert len(asked) == 1, "the vendor's program is asked once a minute"
 
 
 def test_the_agents_page_counts_what_was_served(tmp_path: Path, publisher: Any) -> None:

@@ -6,18 +6,39 @@ Source: Prometheus, "Exposition formats", text format 0.0.4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from edgeopt_agent.service import Key, Window
+from edgeopt_agent.service import Key, Place, Window
 from edgeopt_wire import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 QUANTILES = (0.5, 0.9, 0.99)
 
 
-def exposition(totals: Mapping[Key, Window], serving: Mapping[str, str]) -> str:
-    """The page. `serving` maps each model in service to its version."""
-    return "\n".join(_lines(totals, serving)) + "\n"
+def exposition(
+    totals: Mapping[Key, Window],
+    serving: Mapping[str, str],
+    by_condition: Mapping[Place, Window] | None = None,
+    more: Iterable[str] = (),
+) -> str:
+    """The page. `serving` maps each model in service to its version; `more` are lines of others, as they stand."""
+    lines = (*_lines(totals, serving), *_conditions(by_condition or {}), *more)
+    return "\n".join(lines) + "\n"
+
+
+def _conditions(windows: Mapping[Place, Window]) -> Iterator[str]:
+    yield from _head(
+        "edgeopt_condition_run_seconds", "summary", "Latency of the runtime's call alone, by condition."
+    )
+    for (key, condition), window in sorted(windows.items()):
+        said = ",".join(f'{name}="{_text(value)}"' for name, value in condition._asdict().items())
+        labels = f"{_labels(key)},{said}"
+        for share in QUANTILES:
+            found = window.run.quantile(share)
+            if found is not None:
+                yield f'edgeopt_condition_run_seconds{{{labels},quantile="{share}"}} {found / 1e9:.9g}'
+        yield f"edgeopt_condition_run_seconds_sum{{{labels}}} {window.run.total / 1e9:.9g}"
+        yield f"edgeopt_condition_run_seconds_count{{{labels}}} {window.run.count}"
 
 
 def _lines(totals: Mapping[Key, Window], serving: Mapping[str, str]) -> Iterator[str]:

@@ -11,8 +11,9 @@ from typing import Any
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models
-from edgeopt_agent.service import Service
+from edgeopt_agent.service import CONDITION_S, Service
 from edgeopt_agent.store import Store
+from edgeopt_agent.surroundings import Surroundings
 from edgeopt_wire.errors import EdgeoptError, RecipeError
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def serve(config: AgentConfig, stop: threading.Event | None = None) -> None:
 
     store = Store(config.folder)
     with only_one(store):
-        models = Models(store, config.serving, Service(utc_now))
+        service = Service(utc_now, surroundings=Surroundings().look)
+        models = Models(store, config.serving, service)
         if not load_models(store, models):
             raise RecipeError(f"no model of {config.folder} can be served; install one first")
         if stop is None:
@@ -54,7 +56,8 @@ def serve(config: AgentConfig, stop: threading.Event | None = None) -> None:
         server.start()
         _log.info("serving %s on %s", ", ".join(models.names()), config.socket_path)
         try:
-            stop.wait()
+            while not stop.wait(CONDITION_S):
+                service.look_around()
         finally:
             server.stop()
 
