@@ -16,6 +16,9 @@ from edgeopt_wire.errors import RecipeError, RuntimeFailure, TransportError
 
 HEADER_LENGTH = "inference-header-content-length"
 MAX_HEAD_BYTES = 64 * 1024
+LAST_BYTES = 4096
+"""An answer of up to this size without tensors behind it is remembered: with shared memory all are the same."""
+
 MAX_ANSWER_BYTES = 1024 * 1024 * 1024
 
 
@@ -43,6 +46,7 @@ class Connection:
         self._timeout_s = timeout_s
         self._socket: socket.socket | None = None
         self._buffer = bytearray(MAX_HEAD_BYTES)
+        self._last: tuple[bytes, Reply] | None = None
         self.on_connect: list[Callable[[], None]] = []
         """Called after each connect: what the agent forgot with the old connection is said again."""
 
@@ -100,24 +104,31 @@ class Connection:
             sock.sendall(head)
         else:
             _send_all(sock, [head, *parts])
-        status, headers, body = self._read(sock)
+        end = sock.recv_into(self._buffer)
+        last = self._last
+        if last is not None and last[0] == self._buffer[:end]:
+            return last[1]
+        status, headers, body = self._read(sock, end)
         if headers.get("connection", "").lower() == "close":
             self.close()
         if status != 200:
             raise _error(status, headers, body)
         split = int(headers.get(HEADER_LENGTH, len(body)))
-        return Reply(body[:split], body[split:])
+        reply = Reply(body[:split].toreadonly(), body[split:])
+        is_whole = len(body) + 4 < end <= LAST_BYTES and self._socket is not None
+        self._last = (bytes(self._buffer[:end]), reply) if is_whole and split == len(body) else None
+        return reply
 
-    def _read(self, sock: socket.socket) -> tuple[int, dict[str, str], memoryview]:
-        view, end, stop = memoryview(self._buffer), 0, -1
-        while stop < 0:
+    def _read(self, sock: socket.socket, end: int) -> tuple[int, dict[str, str], memoryview]:
+        """Read the rest of an answer whose first `end` bytes are in the buffer."""
+        if not end:
+            raise ConnectionResetError("the connection was idle")
+        view = memoryview(self._buffer)
+        while (stop := self._buffer.find(b"\r\n\r\n", 0, end)) < 0:
             got = sock.recv_into(view[end:])
             if not got:
-                raise ConnectionResetError(
-                    "the agent closed the connection" if end else "the connection was idle"
-                )
+                raise ConnectionResetError("the agent closed the connection")
             end += got
-            stop = self._buffer.find(b"\r\n\r\n", 0, end)
         lines = bytes(view[:stop]).decode("latin-1").split("\r\n")
         pairs = (line.partition(":") for line in lines[1:])
         headers = {name.lower(): value.strip() for name, _, value in pairs}

@@ -87,6 +87,29 @@ def join_items(items: Sequence[bytes]) -> bytes:
     return b"".join(part for item in items for part in (_LENGTH.pack(len(item)), item))
 
 
+def from_json(data: Any, dtype: str, shape: Sequence[int], name: str) -> np.ndarray:
+    """The tensor that JSON's numbers are.
+
+    Raises:
+        RecipeError: They are none, or not as many as the shape says.
+    """
+    import numpy as np
+
+    try:
+        found: np.ndarray = np.asarray(data, dtype=dtype).reshape(shape)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise RecipeError(f"{name}: the data does not fit: {error}") from error
+    return found
+
+
+def to_json(array: np.ndarray) -> list[Any]:
+    """A tensor as JSON has it: one flat list, of texts where it is BYTES."""
+    flat = array.reshape(-1).tolist()
+    if array.dtype.kind == "O":
+        return [bytes(item).decode("utf-8", "replace") for item in flat]
+    return flat
+
+
 def datatype_of(array: np.ndarray) -> str:
     """The protocol's name of an array's dtype."""
     return _datatype(array.dtype)

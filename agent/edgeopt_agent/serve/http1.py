@@ -53,6 +53,7 @@ class Wire:
         self._descriptor = -1
         self._unread = 0
         self._timeout_s = 0.0
+        self._last: tuple[bytes, Head] | None = None
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(SEND_S))
 
     def wait(self) -> bool:
@@ -70,6 +71,8 @@ class Wire:
 
     def read_head(self) -> Head | None:
         """Read the head of the request that has begun; None where the other side left in the middle of it.
+
+        The same bytes as those of the request before give the same object.
 
         Raises:
             BadRequest: It is no HTTP/1.x request within the bounds.
@@ -91,7 +94,9 @@ class Wire:
                 raise TooSlow(f"the request's head did not arrive within {HEAD_S:.0f} s")
         raw = bytes(self._view[self._start : stop])
         self._start = stop + len(_END)
-        head = parse_head(raw)
+        if self._last is None or self._last[0] != raw:
+            self._last = (raw, parse_head(raw))
+        head = self._last[1]
         self._unread = head.length
         return head
 

@@ -9,6 +9,7 @@ Source: RFC 9112 sections 3, 5 and 6.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import responses
@@ -63,8 +64,13 @@ def parse_head(raw: bytes) -> Head:
 
 def answer_head(status: int, length: int, headers: Mapping[str, str], *, is_kept: bool) -> bytes:
     """The bytes before an answer's body."""
+    return _answer_head(status, length, tuple(headers.items()), is_kept)
+
+
+@functools.lru_cache(maxsize=64)
+def _answer_head(status: int, length: int, headers: tuple[tuple[str, str], ...], is_kept: bool) -> bytes:
     lines = [f"HTTP/1.1 {status} {responses.get(status, 'Error')}", f"Content-Length: {length}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+    lines += [f"{name}: {value}" for name, value in headers]
     if not is_kept:
         lines.append("Connection: close")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")

@@ -24,7 +24,9 @@ from edgeopt_agent.serve.datatypes import (
     array_of,
     bytes_of,
     datatype_of,
+    from_json,
     items_of,
+    to_json,
 )
 from edgeopt_wire.errors import RecipeError
 from edgeopt_wire.tensor import TensorSpec
@@ -62,6 +64,8 @@ class InferRequest:
     may_cache: bool = True
     is_shared: bool = False
     """Whether an input lies in memory that the caller can still write to."""
+    is_view: bool = False
+    """Whether every input that is no JSON is the memory that it came in, not a copy of it."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -94,6 +98,7 @@ def read_request(
         timeout_us=_whole(parameters, "timeout"),
         may_cache=parameters.get("cache") is not False,
         is_shared=reader.is_shared,
+        is_view=reader.is_view,
         parameters=parameters,
     )
 
@@ -113,6 +118,7 @@ class _Inputs:
         self._read = read
         self._at = 0
         self.is_shared = False
+        self.is_view = True
 
     def read(self, body: Mapping[str, Any], signature: Sequence[TensorSpec]) -> dict[str, Any]:
         if not isinstance(body.get("inputs"), list):
@@ -139,14 +145,17 @@ class _Inputs:
         shape, datatype = _shape(entry, spec.name), entry.get("datatype")
         content = self._content(entry, spec.name)
         if datatype == BYTES:
+            self.is_view = self.is_view and content is None
             return _texts(entry, spec.name, shape, content)
         is_photo = datatype == "UINT8" and len(shape) == 4 and shape[-1] == 3
         dtype = "uint8" if is_photo else spec.dtype
         if datatype != DATATYPES[dtype]:
             raise RecipeError(f"{spec.name}: expected datatype {DATATYPES[dtype]}, found {datatype!r}")
         if content is not None:
-            return array_of(content, dtype, shape, spec.name)
-        return _from_json(entry.get("data"), dtype, shape, spec.name)
+            array = array_of(content, dtype, shape, spec.name)
+            self.is_view = self.is_view and not array.flags.owndata
+            return array
+        return from_json(entry.get("data"), dtype, shape, spec.name)
 
     def _content(self, entry: Mapping[str, Any], name: str) -> memoryview | None:
         parameters = _object(entry, "parameters")
@@ -206,7 +215,7 @@ def write_answer(
             binary.append(content)
             entry["parameters"] = {"binary_data_size": len(content)}
         else:
-            entry["data"] = _to_json(array)
+            entry["data"] = to_json(array)
         listed.append(entry)
     identity = {"id": request.id} if request.id else {}
     try:
@@ -281,20 +290,3 @@ def _texts(
     if len(shape) not in (1, 2) or shape[0] != len(items) or shape[1:] not in ((), (1,)):
         raise RecipeError(f"{name}: BYTES needs the shape [{len(items)}], found {list(shape)}")
     return items
-
-
-def _from_json(data: Any, dtype: str, shape: Sequence[int], name: str) -> np.ndarray:
-    import numpy as np
-
-    try:
-        found: np.ndarray = np.asarray(data, dtype=dtype).reshape(shape)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise RecipeError(f"{name}: the data does not fit: {error}") from error
-    return found
-
-
-def _to_json(array: np.ndarray) -> list[Any]:
-    flat = array.reshape(-1).tolist()
-    if array.dtype.kind == "O":
-        return [bytes(item).decode("utf-8", "replace") for item in flat]
-    return flat

@@ -18,6 +18,7 @@ Source: Open Inference Protocol "REST" v2 and Triton's extensions of the same na
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,11 +28,11 @@ from edgeopt_agent.serve import infer_route, metrics
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.serve.refusals import Forbidden, NotAllowed, NotFound, NotImplementedHere
 from edgeopt_agent.serve.regions import Regions, SealedRegion, SystemRegion
+from edgeopt_agent.serve.repeats import Repeats
 from edgeopt_wire import __version__
 from edgeopt_wire.errors import RecipeError
 
 if TYPE_CHECKING:
-    from edgeopt_agent.serve.protocol import InferRequest
     from edgeopt_agent.serve.served import Served
 
 EXTENSIONS = (
@@ -40,19 +41,9 @@ EXTENSIONS = (
 )  # fmt: skip
 
 
-@dataclass
-class Memo:
-    """The last request of a connection, where its bytes alone say what it means: the same bytes are not parsed again."""
-
-    raw: bytes = b""
-    served: Served | None = None
-    generation: int = -1
-    request: InferRequest | None = None
-
-
 @dataclass(frozen=True)
 class Asked:
-    """One request: `split` is where JSON ends and binary tensors begin."""
+    """One request: `read_body` is told where JSON ends and binary tensors begin."""
 
     method: str
     path: str
@@ -61,7 +52,27 @@ class Asked:
     take_descriptor: Callable[[], int]
     owner: int
     may_share: bool
-    memo: Memo
+    repeats: Repeats
+
+    @functools.cached_property
+    def parts(self) -> list[str]:
+        """The names of the path, without its query."""
+        return self.path.split("?", 1)[0].strip("/").split("/")
+
+    @functools.cached_property
+    def asks(self) -> tuple[str, str] | None:
+        """The model and version (empty: the one that serves) that an infer request is for; None for another."""
+        parts = self.parts
+        if parts[:2] != ["v2", "models"] or parts[-1] != "infer" or self.method != "POST":
+            return None
+        if len(parts) == 4:
+            return parts[2], ""
+        return (parts[2], parts[4]) if len(parts) == 6 and parts[3] == "versions" and parts[4] else None
+
+    @functools.cached_property
+    def split(self) -> int | None:
+        """Where the JSON of a plain infer request ends (-1: with the body); None for a bare file or a compressed body."""
+        return infer_route.split_of(self.headers)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,9 @@ class Routes:
         Raises:
             EdgeoptError: It is refused, or failed; `refusals.status_of` says how HTTP calls that.
         """
-        parts = asked.path.split("?", 1)[0].strip("/").split("/")
+        if asked.asks is not None:
+            return Reply(*infer_route.infer(self.models, *asked.asks, asked, self.regions))
+        parts = asked.parts
         if parts == ["metrics"]:
             _only(asked, "GET")
             return self._metrics()
@@ -128,7 +141,6 @@ class Routes:
                 )
         if rest == ["infer"]:
             _only(asked, "POST")
-            return Reply(*infer_route.infer(self.models, name, version, asked, self.regions))
         known: dict[tuple[str, ...], Callable[[Served], Any]] = {
             (): describe,
             ("ready",): lambda _: {"ready": True},

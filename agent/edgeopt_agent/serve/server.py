@@ -24,7 +24,8 @@ from edgeopt_agent.serve.http_head import Head, answer_head
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.serve.refusals import BadRequest, Busy, Forbidden, Refused, status_of
 from edgeopt_agent.serve.regions import Regions
-from edgeopt_agent.serve.routes import Asked, Memo, Reply, Routes
+from edgeopt_agent.serve.repeats import Repeats
+from edgeopt_agent.serve.routes import Asked, Reply, Routes
 from edgeopt_wire.errors import EdgeoptError
 
 _log = logging.getLogger(__name__)
@@ -61,7 +62,10 @@ class _Connection:
     number: int
     wire: Wire
     listener: Listener
-    memo: Memo = field(default_factory=Memo)
+    repeats: Repeats = field(default_factory=Repeats)
+    asked: tuple[Head, Asked] | None = None
+    held: int = 0
+    """Bytes that the request in hand counts for."""
     thread: threading.Thread | None = None
     idle_since: float = 0.0
     """0 while a request is in hand."""
@@ -198,32 +202,39 @@ class Server:
             return self._refuse(wire, error, is_head=False)
         if head is None:
             return False
-        held = 0
-
-        def read_body(split: int) -> tuple[bytes | bytearray, memoryview]:
-            nonlocal held
-            held = self._take_room(head, split)
-            return wire.read_body(head, split)
-
         try:
-            if not connection.listener.is_private:
-                _check_origin(head)
-            asked = Asked(
-                head.method, head.path, head.headers, read_body, wire.take_descriptor, connection.number,
-                connection.listener.may_share, connection.memo,
-            )  # fmt: skip
-            reply = self._routes.answer(asked)
+            reply = self._routes.answer(self._asked(connection, head))
         except EdgeoptError as error:
             is_clean = not getattr(error, "must_close", False) and not head.expects
             is_kept = is_clean and head.is_kept and wire.skip_body(SKIPPED_BYTES) and not self._is_stopping
             return self._refuse(wire, error, is_head=head.method == "HEAD", is_kept=is_kept)
         finally:
-            if held:
+            if connection.held:
                 with self._guard:
-                    self._in_hand -= held
+                    self._in_hand -= connection.held
+                connection.held = 0
         is_kept = head.is_kept and wire.skip_body(SKIPPED_BYTES) and not self._is_stopping
         _send(wire, 200, reply, is_kept=is_kept, is_head=head.method == "HEAD")
         return is_kept
+
+    def _asked(self, connection: _Connection, head: Head) -> Asked:
+        """The request under this head; the one before, where the head is that of the one before."""
+        if connection.asked is not None and connection.asked[0] is head:
+            return connection.asked[1]
+        if not connection.listener.is_private:
+            _check_origin(head)
+        wire = connection.wire
+
+        def read_body(split: int) -> tuple[bytes | bytearray, memoryview]:
+            connection.held = self._take_room(head, split)
+            return wire.read_body(head, split)
+
+        asked = Asked(
+            head.method, head.path, head.headers, read_body, wire.take_descriptor, connection.number,
+            connection.listener.may_share, connection.repeats,
+        )  # fmt: skip
+        connection.asked = (head, asked)
+        return asked
 
     def _take_room(self, head: Head, split: int) -> int:
         size = CHUNKED_BYTES if head.length < 0 else head.length + 7 * (head.length if split < 0 else split)

@@ -168,6 +168,11 @@ def test_an_idle_connection_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch)
         assert sock.recv(10) == b""
 
 
+def both_in_hand(rig: Rig) -> bool:
+    known = list(rig.server._server._connections.values())
+    return len(known) == 2 and not any(connection.idle_since for connection in known)
+
+
 def test_when_all_connections_are_taken_the_longest_idle_one_makes_room(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +187,9 @@ def test_when_all_connections_are_taken_the_longest_idle_one_makes_room(
     idle[1].sendall(sized(BODY))
     busy = threading.Thread(target=rig.raw, args=(sized(BODY),))
     busy.start()
-    time.sleep(0.2)
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until and not both_in_hand(rig):
+        time.sleep(0.01)
     found = rig.raw(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
     assert status(found) == 503
     assert b"Retry-After: 1" in found
