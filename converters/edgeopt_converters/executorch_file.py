@@ -8,24 +8,22 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from edgeopt_converters.model import Model
+from edgeopt_converters.quiet import quiet
 from edgeopt_wire.errors import RecipeError, StoreError, UnsupportedError
 from edgeopt_wire.tensor import DTYPES, TensorSpec
 
 METHOD = "forward"
 XNNPACK = "XnnpackBackend"
 
-_NOISY = ("", "torch", "torchao", "executorch")
+NOISY = ("", "torch", "torchao", "executorch")
+"""Loggers of what makes and reads ExecuTorch programs."""
 _TYPES = {"byte": "uint8", "char": "int8", "short": "int16", "int": "int32", "long": "int64", "half": "float16", "float": "float32"}  # fmt: skip
 """PyTorch's names of element types where they are not ours."""
 
@@ -56,7 +54,7 @@ def parse(program: bytes) -> Any:
     if program[4:6] != b"ET":
         raise RecipeError(f"this is no ExecuTorch program: expected b'ET' at byte 4, found {program[4:6]!r}")
     try:
-        with quiet():
+        with quiet(*NOISY):
             from executorch.exir._serialize._program import deserialize_pte_binary
     except ImportError as error:
         raise UnsupportedError(
@@ -128,22 +126,6 @@ def dtype_name(tensor: Any) -> str:
     """A tensor's element type, e.g. "float32"."""
     name = str(tensor.scalar_type.name).lower()
     return _TYPES.get(name, name)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' deprecations and remarks on their own builds off the terminal."""
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _finite(text: str) -> str:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from edgeopt_converters.executorch_file import quiet
+from edgeopt_converters.executorch_file import NOISY
 from edgeopt_converters.model import Model
+from edgeopt_converters.quiet import quiet
 from edgeopt_wire.errors import UnsupportedError
 
 SOURCE = "torch"
@@ -31,7 +32,7 @@ def convert(model: Model) -> Model:
     Raises:
         UnsupportedError: ExecuTorch has no lowering or no kernel for an operator; the message names it.
     """
-    with quiet():
+    with quiet(*NOISY):
         program = lower_program(model.program, model.name)
     return Model(TARGET, program, model.name, model.inputs, model.outputs)
 

@@ -13,9 +13,7 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -24,6 +22,7 @@ from edgeopt_converters.litert_file import edges
 from edgeopt_converters.litert_layout import tidy
 from edgeopt_converters.litert_spellings import respell
 from edgeopt_converters.model import Model
+from edgeopt_converters.quiet import quiet
 from edgeopt_wire.errors import UnsupportedError
 from edgeopt_wire.tensor import TensorSpec
 
@@ -50,7 +49,7 @@ def convert(model: Model) -> Model:
     """
     arguments = tuple(_example(spec) for spec in model.inputs)
     try:
-        with _quiet():
+        with _told_nothing():
             import litert_torch
 
             lowered = litert_torch.convert(_flat(model), arguments)
@@ -114,21 +113,14 @@ def _cause(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' progress lines, deprecations and remarks on their own builds off the terminal."""
-    loggers = [logging.getLogger(), logging.getLogger("torch"), logging.getLogger("torchao")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+def _told_nothing() -> Iterator[None]:
+    """Keep progress lines off the terminal too; what they depend on is in the environment."""
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet("", "torch", "torchao"):
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]

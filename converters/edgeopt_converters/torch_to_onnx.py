@@ -10,15 +10,12 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from edgeopt_converters.model import Model
 from edgeopt_converters.onnx_file import edges
+from edgeopt_converters.quiet import quiet
 from edgeopt_wire.errors import RecipeError, UnsupportedError
 
 SOURCE = "torch"
@@ -29,6 +26,9 @@ MODULES = ("torch", "onnx", "onnxscript")
 
 OPSET = 18
 IR_VERSION = 8  # what ONNX 1.13 wrote, the first release with opset 18
+_EXPORTER = "torch.onnx"
+"""Its logger: it talks about torchvision, its own deprecations and each step that it takes."""
+
 MAX_BYTES = 2**31 - 1  # of a protobuf message
 
 
@@ -71,7 +71,7 @@ def with_batch_norms(model: Model) -> Any:
     from onnxscript import optimizer
 
     exported = _exported(model, optimize=False)
-    with _quiet():
+    with quiet(_EXPORTER):
         optimizer.fold_constants(exported.model)
         optimizer.remove_unused_nodes(exported.model)
     return exported.model_proto
@@ -81,7 +81,7 @@ def _exported(model: Model, *, optimize: bool) -> Any:
     import torch
 
     try:
-        with _quiet():
+        with quiet(_EXPORTER):
             return torch.onnx.export(
                 model.program,
                 dynamo=True,
@@ -128,17 +128,3 @@ def _cause(error: BaseException) -> str:
     return (
         "; ".join(dict.fromkeys(f"{link}".partition("\n")[0] for link in reversed(chain[1:]))) or f"{error}"
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter from talking about torchvision, its own deprecations and each step it takes."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        exporter.setLevel(level)

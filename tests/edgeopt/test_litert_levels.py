@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A LiteRT file has the number format that each operator was given, and a search over them survives being killed."""
 
-import subprocess
-import sys
 import tempfile
-import textwrap
 from functools import cache
 from pathlib import Path
 
+import killed_search
 import numpy as np
 import pytest
 
@@ -152,31 +150,10 @@ def trial() -> search.Trial:
 
 @pytest.mark.parametrize("kill_after", [1, 4])
 def test_killed_at_any_time_leaves_a_loadable_file_and_resumes(tmp_path: Path, kill_after: int) -> None:
-    script = textwrap.dedent(f"""
-        import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from pathlib import Path
-        import test_litert_levels as t
-        from edgeopt import search as subject
-
-        t._program = lambda: Path({str(tmp_path / "net.tflite")!r}).read_bytes()
-        count = 0
-        write = subject._replace
-
-        def dying(path, data):
-            global count
-            count += 1
-            if count > {kill_after}:
-                path.with_suffix(path.suffix + ".half").write_bytes(data[: len(data) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            write(path, data)
-
-        subject._replace = dying
-        subject.search(t.trial(), Path({str(tmp_path)!r}), "key")
-    """)
-    (tmp_path / "net.tflite").write_bytes(_program())
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, timeout=60)
-    assert done.returncode == -9, done.stderr.decode()
+    net = tmp_path / "net.tflite"
+    net.write_bytes(_program())
+    before = f"t._program = lambda: Path({str(net)!r}).read_bytes()"
+    killed_search.run(Path(__file__), tmp_path, kill_after, "t.trial()", before)
     assert _outputs((tmp_path / search.BEST).read_bytes()).shape[-1] == 10
     found = search.search(trial(), tmp_path, "key")
     assert found.finished

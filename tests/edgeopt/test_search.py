@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The search finds a small set, keeps the best on disk at every moment, and goes on where it was killed."""
 
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
+import killed_search
 import numpy as np
 import onnx
 import pytest
@@ -198,29 +196,7 @@ def test_a_damaged_journal_begins_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kill_after", [1, 3, 5])
 def test_killed_at_any_time_leaves_a_loadable_best_and_resumes(tmp_path: Path, kill_after: int) -> None:
     """SIGKILL in the middle of writing: the next file is half-written when the process dies."""
-    script = textwrap.dedent(f"""
-        import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from pathlib import Path
-        import test_search as t
-        from edgeopt import search as subject
-
-        count = 0
-        write = subject._replace
-
-        def dying(path, data):
-            global count
-            count += 1
-            if count > {kill_after}:
-                path.with_suffix(path.suffix + ".half").write_bytes(data[: len(data) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            write(path, data)
-
-        subject._replace = dying
-        subject.search(t._trial([]), Path({str(tmp_path)!r}), "key")
-    """)
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, timeout=60)
-    assert done.returncode == -9, done.stderr.decode()
+    killed_search.run(Path(__file__), tmp_path, kill_after, "t._trial([])")
     onnx.checker.check_model(onnx.load(tmp_path / subject.BEST))
     if (tmp_path / subject.JOURNAL).exists():
         from_bytes(subject.Journal, (tmp_path / subject.JOURNAL).read_bytes())

@@ -8,7 +8,7 @@ says which rules it cannot check.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
 
@@ -41,6 +41,17 @@ class Support(Protocol):
     def place(self, operators: Sequence[Operator]) -> Placement:
         """Sort the operators of one model, in the order in which they run."""
         ...
+
+
+def sort_out(operators: Sequence[Operator], why_left_out: Callable[[Operator], str]) -> Placement:
+    """Sort operators by a rule that gives the reason against one, or nothing where it runs as the target wants."""
+    kept, left = [], []
+    for operator in operators:
+        if reason := why_left_out(operator):
+            left.append(LeftOut(operator.name, operator.type, reason))
+        else:
+            kept.append(operator.name)
+    return Placement(tuple(kept), tuple(left))
 
 
 def names() -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeopt_profiles.operators import Operator
-from edgeopt_profiles.support import LeftOut, Placement
+from edgeopt_profiles.support import Placement, sort_out
 
 INTEGER = frozenset({
     "Conv2d", "DepthwiseConv2d", "ConvTranspose2d", "FullyConnected", "Add", "Subtract", "Multiply", "GlobalAvgPooling2d",
@@ -27,14 +27,7 @@ _OWN_KERNEL = "aten::"
 
 def place(operators: Sequence[Operator]) -> Placement:
     """Tell integer operators from those that stay in float."""
-    kept, left = [], []
-    for operator in operators:
-        reason = why_float(operator)
-        if reason:
-            left.append(LeftOut(operator.name, operator.type, reason))
-        else:
-            kept.append(operator.name)
-    return Placement(tuple(kept), tuple(left))
+    return sort_out(operators, why_float)
 
 
 def why_float(operator: Operator) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeopt_profiles.operators import Operator
-from edgeopt_profiles.support import LeftOut, Placement
+from edgeopt_profiles.support import Placement, sort_out
 
 _COMPUTES = frozenset({
     "Conv", "MatMul", "Gemm", "Add", "Mul", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid",
@@ -34,14 +34,7 @@ _FUSES = _COMPUTES | _MOVES | _CONVERTS
 
 def place(operators: Sequence[Operator]) -> Placement:
     """Tell integer operators from those that run in float."""
-    kept, left = [], []
-    for operator in operators:
-        reason = _reason(operator)
-        if reason:
-            left.append(LeftOut(operator.name, operator.type, reason))
-        else:
-            kept.append(operator.name)
-    return Placement(tuple(kept), tuple(left))
+    return sort_out(operators, _reason)
 
 
 def _reason(operator: Operator) -> str:

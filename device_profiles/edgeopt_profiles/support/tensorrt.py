@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgeopt_profiles.operators import Operator
-from edgeopt_profiles.support import LeftOut, Placement
+from edgeopt_profiles.support import Placement, sort_out
 
 _PARSED = frozenset({
     "Abs", "Acos", "Acosh", "Add", "And", "ArgMax", "ArgMin", "Asin", "Asinh", "Atan", "Atanh", "AveragePool",
@@ -43,14 +43,7 @@ _DTYPES = frozenset({"float32", "float16", "float64", "int8", "int32", "int64", 
 
 def place(operators: Sequence[Operator]) -> Placement:
     """Tell what the engine holds from what TensorRT's parser refuses."""
-    held, left = [], []
-    for operator in operators:
-        reason = _reason(operator)
-        if reason:
-            left.append(LeftOut(operator.name, operator.type, reason))
-        else:
-            held.append(operator.name)
-    return Placement(tuple(held), tuple(left))
+    return sort_out(operators, _reason)
 
 
 def _reason(operator: Operator) -> str:

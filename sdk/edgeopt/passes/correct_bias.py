@@ -28,6 +28,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import fold
+from edgeopt.onnx_products import attributes
 from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt.weights.nearest import nearest
@@ -146,7 +147,7 @@ def _on_floats(model: Model, order: Order, samples: Sequence[Mapping[str, np.nda
         if node.op_type in LAYERS
         and node.input[1] in rounded
         and node.name not in left
-        and _attributes(node).get("beta", 1.0) == 1.0
+        and attributes(node).get("beta", 1.0) == 1.0
     }
     count = add_to_biases(program, shifts(program, changed, samples, order.on_sample)) if changed else 0
     note = f"float biases of {count} layers moved by the mean error of rounding their weights to nearest"
@@ -302,7 +303,7 @@ class _Graph:
             zero = onnx.numpy_helper.to_array(self._constants[writer.input[2]]).astype(np.float64)
         shape = [1] * values.ndim
         if scale.size > 1:
-            shape[_attributes(writer).get("axis", 1)] = -1
+            shape[attributes(writer).get("axis", 1)] = -1
         real: np.ndarray = (
             values - zero.reshape(shape if zero.size > 1 else [1] * values.ndim)
         ) * scale.reshape(shape if scale.size > 1 else [1] * values.ndim)
@@ -386,9 +387,3 @@ def _error_db(exact: Any, program: Any, samples: Sequence[Mapping[str, np.ndarra
             signal += float(np.square(one, dtype=np.float64).sum())
             noise += float(np.square(one.astype(np.float64) - other).sum())
     return 10 * math.log10(signal / noise) if signal and noise else math.inf
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    import onnx
-
-    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}

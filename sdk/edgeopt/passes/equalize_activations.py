@@ -24,6 +24,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import fold, observer
+from edgeopt.onnx_products import attributes
 from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt_converters.model import Model
@@ -172,17 +173,17 @@ class _Graph:
         constant = [name for name in node.input[1:] if name]
         if any(name not in self._constants or name in self._shared for name in constant):
             return False
-        attributes = _attributes(node)
+        given = attributes(node)
         if node.op_type == "Gemm":
-            plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
-            return plain and not attributes.get("transA", 0)
-        return attributes.get("group", 1) == 1 or self._is_depthwise(node)
+            plain = given.get("alpha", 1.0) == given.get("beta", 1.0) == 1.0
+            return plain and not given.get("transA", 0)
+        return given.get("group", 1) == 1 or self._is_depthwise(node)
 
     def _is_depthwise(self, node: Any) -> bool:
         if node.op_type != "Conv":
             return False
         dims = self._constants[node.input[1]].dims
-        return bool(dims[1] == 1 and _attributes(node).get("group", 1) == dims[0])
+        return bool(dims[1] == 1 and attributes(node).get("group", 1) == dims[0])
 
     def scale(self, tensors: set[str], factors: np.ndarray) -> None:
         """Multiply every tensor's channels by `factors`: into who makes them, out of who reads them."""
@@ -205,7 +206,7 @@ class _Graph:
         values = onnx.numpy_helper.to_array(tensor).astype(np.float64)
         axis = 0
         if values.ndim > 1 and node.op_type == "Gemm":
-            axis = int(bool(_attributes(node).get("transB", 0)) != is_output)
+            axis = int(bool(attributes(node).get("transB", 0)) != is_output)
         elif values.ndim > 1 and not is_output and not self._is_depthwise(node):
             axis = 1
         shape = [1] * values.ndim
@@ -246,9 +247,3 @@ def _factors(group: _Tied, peaks: Mapping[str, np.ndarray], options: Options) ->
     factors = np.where(alive, (peak.max() / np.where(alive, peak, 1.0)) ** strength, 1.0)
     factors = np.minimum(factors, options.largest)
     return None if np.allclose(factors, 1.0) else factors
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    import onnx
-
-    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}

@@ -23,14 +23,15 @@ at 1.06 to 1.11 times the latency of the int8 file without it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import channel_extremes, fold, observer
-from edgeopt.onnx_select import select
+from edgeopt.onnx_products import attributes
 from edgeopt.passes import Order, Result
+from edgeopt.weights.channels import FLATTENS, Channels
 from edgeopt_converters.model import Model
 from edgeopt_wire.errors import RecipeError
 
@@ -40,10 +41,8 @@ if TYPE_CHECKING:
 FORMATS = ("onnx",)
 EXTRA = "onnx"
 
-_LAYERS = ("Conv", "Gemm")
 _GATES = ("HardSigmoid", "Sigmoid")
 _TIES = frozenset({"GlobalAveragePool", "AveragePool", "MaxPool", "Identity"})
-_FLATTENS = frozenset({"Reshape", "Flatten", "Squeeze"})
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ class _Unit:
             return 0.0
         if self.gate.op_type == "Sigmoid":
             return float("-inf")
-        attributes = _attributes(self.gate)
-        return -float(attributes.get("beta", 0.5)) / float(attributes.get("alpha", 0.2))
+        given = attributes(self.gate)
+        return -float(given.get("beta", 0.5)) / float(given.get("alpha", 0.2))
 
 
 def apply(model: Model, order: Order) -> Result:
@@ -104,10 +103,13 @@ def apply(model: Model, order: Order) -> Result:
     program = fold(model.program)
     graph = _Graph(program, order.exclude)
     units = graph.units()
-    seen = _extremes(program, units, order, options)
+    watched = observer(program, frozenset(unit.before for unit in units))
+    seen = channel_extremes(watched, islice(order.samples, options.samples), order.on_sample)
+    if units and not seen:
+        raise RecipeError("equalize_gates needs calibration samples; give --calibration DATA")
     gates = plain = 0
     for unit in units:
-        readers = graph.readers(unit.behind)
+        readers = graph.layers_behind(unit.behind)
         factors, lowest = _factors(unit, seen[unit.before], options)
         if unit.gate is None:
             if readers and graph.passes_gate(unit.behind):
@@ -132,18 +134,6 @@ def walks(order: Order, available: int) -> int:
     return min(options.samples, available)
 
 
-def _extremes(
-    program: Any, units: Sequence[_Unit], order: Order, options: Options
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The smallest and largest value of every channel of what the layers give."""
-    names = frozenset(unit.before for unit in units)
-    samples = islice(order.samples, options.samples)
-    found = channel_extremes(observer(program, names), samples, order.on_sample)
-    if units and not found:
-        raise RecipeError("equalize_gates needs calibration samples; give --calibration DATA")
-    return found
-
-
 def _factors(
     unit: _Unit, extremes: tuple[np.ndarray, np.ndarray], options: Options
 ) -> tuple[np.ndarray, float]:
@@ -161,66 +151,45 @@ def _factors(
     return factors, float(unit.floor * factors.max())
 
 
-class _Graph:
-    """Who makes and who reads each tensor, and the weights that take factors."""
+class _Graph(Channels):
+    """Units, who reads them, and the nodes that gates need to see their input as it was."""
 
     def __init__(self, program: Any, exclude: tuple[str, ...]) -> None:
-        import numpy as np
-        import onnx
-
-        self._graph = program.graph
-        self._left = select(program, exclude)
-        self._constants = {tensor.name: tensor for tensor in program.graph.initializer}
-        self._readers: dict[str, list[Any]] = defaultdict(list)
-        for node in program.graph.node:
-            for name in node.input:
-                self._readers[name].append(node)
-        self._edges = {value.name for value in (*program.graph.input, *program.graph.output)}
-        self._shapes = {
-            info.name: tuple(axis.dim_value for axis in info.type.tensor_type.shape.dim)
-            for info in program.graph.value_info
-        }
+        super().__init__(program, exclude)
         self._inserted: dict[int, list[Any]] = defaultdict(list)  # before the node with this id
-        self._layers = {id(node): node for node in program.graph.node if self._is_layer(node)}
-        self._values = {
-            name: onnx.numpy_helper.to_array(self._constants[name]).astype(np.float64)
-            for node in self._layers.values()
-            for name in node.input[1:]
-            if name
-        }
 
     def units(self) -> list[_Unit]:
         """Every layer that only a ReLU, or only a gate and its product read."""
-        return [unit for node in self._layers.values() if (unit := self._unit(node)) is not None]
+        return [unit for node in self.layers.values() if (unit := self._unit(node)) is not None]
 
     def _unit(self, layer: Any) -> _Unit | None:
         name = layer.output[0]
-        found = self._readers[name]
-        if name in self._edges or len(self._shapes.get(name, ())) not in (2, 4):
+        found = self.readers[name]
+        if name in self.edges or len(self.shapes.get(name, ())) not in (2, 4):
             return None
         if len(found) == 1 and found[0].op_type == "Relu":
             return _Unit(layer, None, found[0])
         gates = [node for node in found if node.op_type in _GATES]
         products = [node for node in found if node.op_type == "Mul"]
-        if len(found) != 2 or len(gates) != 1 or len(products) != 1 or gates[0].output[0] in self._edges:
+        if len(found) != 2 or len(gates) != 1 or len(products) != 1 or gates[0].output[0] in self.edges:
             return None
         is_own = (
             set(products[0].input) == {name, gates[0].output[0]}
-            and len(self._readers[gates[0].output[0]]) == 1
+            and len(self.readers[gates[0].output[0]]) == 1
         )
         return _Unit(layer, gates[0], products[0]) if is_own else None
 
-    def readers(self, name: str) -> tuple[Any, ...] | None:
+    def layers_behind(self, name: str) -> tuple[Any, ...] | None:
         """The layers that read a tensor through what scales with it, or None where something else reads it."""
         found: list[Any] = []
         tied, todo = {name}, [name]
         products: list[Any] = []
         while todo:
             now = todo.pop()
-            if now in self._edges:
+            if now in self.edges:
                 return None
-            for node in self._readers[now]:
-                if id(node) in self._layers and node.input[0] == now:
+            for node in self.readers[now]:
+                if id(node) in self.layers and node.input[0] == now:
                     found.append(node)
                 elif self._ties(node, now):
                     products.extend([node] if node.op_type == "Mul" else [])
@@ -234,49 +203,24 @@ class _Graph:
 
     def passes_gate(self, name: str) -> bool:
         """Whether a product reads the tensor."""
-        return any(node.op_type == "Mul" for node in self._readers[name])
+        return any(node.op_type == "Mul" for node in self.readers[name])
 
     def _ties(self, node: Any, name: str) -> bool:
-        before, after = self._shapes.get(name, ()), self._shapes.get(node.output[0], ())
+        before, after = self.shapes.get(name, ()), self.shapes.get(node.output[0], ())
         if node.op_type in _TIES:
             return len(before) == 4 and len(node.output) == 1
-        if node.op_type in _FLATTENS:
-            return len(before) == 4 and before[2:] == (1, 1) and before[:2] == after
+        if node.op_type in FLATTENS:
+            return self.flattens(node, name)
         if node.op_type != "Mul" or len(before) != 4 or after != before:
             return False
         others = [entry for entry in node.input if entry != name]
-        return len(others) == 1 and self._shapes.get(others[0], ()) == (*before[:2], 1, 1)
-
-    def _is_layer(self, node: Any) -> bool:
-        import onnx
-
-        if node.op_type not in _LAYERS or node.name in self._left:
-            return False
-        constant = [name for name in node.input[1:] if name]
-        for name in constant:
-            tensor = self._constants.get(name)
-            if tensor is None or len(self._readers[name]) > 1 or tensor.data_type != onnx.TensorProto.FLOAT:
-                return False
-        if node.op_type == "Conv":
-            return True
-        attributes = _attributes(node)
-        plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
-        return plain and not attributes.get("transA", 0) and self._has_own_bias(node)
-
-    def _has_own_bias(self, node: Any) -> bool:
-        """Whether a Gemm's bias has a value an output; one that is broadcast takes no factors."""
-        dims = self._constants[node.input[2]].dims if len(node.input) > 2 and node.input[2] else (2,)
-        return len(dims) == 1 and dims[0] > 1
+        return len(others) == 1 and self.shapes.get(others[0], ()) == (*before[:2], 1, 1)
 
     def scale(self, unit: _Unit, readers: Sequence[Any], factors: np.ndarray) -> None:
         """Multiply what the unit's layer gives by `factors`, and divide what the readers make of it."""
-        rows, groups = self._blocks(unit.layer)
-        rows *= factors.reshape(groups, -1, 1, 1)
-        if len(unit.layer.input) > 2 and unit.layer.input[2]:
-            self._values[unit.layer.input[2]] *= factors
+        self.scale_outputs(unit.layer, factors)
         for reader in readers:
-            rows, groups = self._blocks(reader)
-            rows /= factors.reshape(groups, 1, -1, 1)
+            self.scale_inputs(reader, 1 / factors)
 
     def rebuild(self, unit: _Unit, factors: np.ndarray, lowest: float, *, is_absorbed: bool) -> None:
         """Clip what matters to no channel, and let the gate see its input as it was."""
@@ -288,7 +232,7 @@ class _Graph:
             clip = helper.make_node("Clip", [name, floor], [f"{name}/clipped"], f"{name}/clip")
             self._insert(unit.gate, clip)
             name = clip.output[0]
-        shape = (1, -1, 1, 1) if len(self._shapes[unit.before]) == 4 else (1, -1)
+        shape = (1, -1, 1, 1) if len(self.shapes[unit.before]) == 4 else (1, -1)
         back = self._constant(f"{unit.before}/back", (1 / factors).reshape(shape))
         undo = helper.make_node("Mul", [name, back], [f"{unit.before}/own"], f"{unit.before}/undo")
         self._insert(unit.gate, undo)
@@ -306,37 +250,18 @@ class _Graph:
         import numpy as np
         import onnx
 
-        self._graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values, np.float32), name))
+        self.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values, np.float32), name))
         return name
 
     def store(self) -> None:
         """Write weights and new nodes back."""
-        import numpy as np
         import onnx
 
-        for name, values in self._values.items():
-            single = np.ascontiguousarray(values.astype(np.float32))
-            self._constants[name].CopyFrom(onnx.numpy_helper.from_array(single, name))
+        self.write()
         nodes: list[Any] = []
-        for node in self._graph.node:
+        for node in self.graph.node:
             nodes.extend(self._inserted.get(id(node), ()))
             nodes.append(node)
         kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del self._graph.node[:]
-        self._graph.node.extend(kept)
-
-    def _blocks(self, node: Any) -> tuple[np.ndarray, int]:
-        """A view of the weights as (groups, outputs of a group, inputs of a group, kernel), and the groups."""
-        values = self._values[node.input[1]]
-        attributes = _attributes(node)
-        if node.op_type == "Gemm":
-            rows = values if attributes.get("transB", 0) else values.T
-            return rows[None, :, :, None], 1
-        groups = int(attributes.get("group", 1))
-        return values.reshape(groups, values.shape[0] // groups, values.shape[1], -1), groups
-
-
-def _attributes(node: Any) -> Mapping[str, Any]:
-    import onnx
-
-    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+        del self.graph.node[:]
+        self.graph.node.extend(kept)

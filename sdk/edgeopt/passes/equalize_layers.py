@@ -20,15 +20,15 @@ Rules:
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import channel_extremes, fold, observer
-from edgeopt.onnx_select import select
+from edgeopt.onnx_products import attributes
 from edgeopt.passes import Order, Result
+from edgeopt.weights.channels import FLATTENS, Channels
 from edgeopt_converters.model import Model
 from edgeopt_wire.errors import RecipeError
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 FORMATS = ("onnx",)
 EXTRA = "onnx"
 
-_LAYERS = ("Conv", "Gemm")
 _POOLS = ("GlobalAveragePool", "AveragePool", "MaxPool")
 _SCALES = frozenset({"Relu", "LeakyRelu", "PRelu", "Identity", "Dropout", *_POOLS})
 """Operators whose output scales with their input, channel by channel, for factors above 0."""
@@ -105,7 +104,10 @@ def apply(model: Model, order: Order) -> Result:
     program = fold(model.program)
     graph = _Graph(program, order.exclude)
     links = graph.links()
-    seen = _extremes(program, links, order, options)
+    watched = observer(program, frozenset(link.tensor for link in links))
+    seen = channel_extremes(watched, islice(order.samples, options.samples), order.on_sample)
+    if links and options.absorb and not seen:
+        raise RecipeError("equalize_layers with absorb needs calibration samples; give --calibration DATA")
     verdicts = [_is_free(link, graph, seen) for link in links]
     bound = [link for link, is_free in zip(links, verdicts, strict=True) if not is_free]
     links = [link for link, is_free in zip(links, verdicts, strict=True) if is_free]
@@ -140,18 +142,6 @@ def walks(order: Order, available: int) -> int:
     return min(options.samples, available)
 
 
-def _extremes(
-    program: Any, links: Sequence[_Link], order: Order, options: Options
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The smallest and largest value of every channel that a first layer gives."""
-    names = frozenset(link.tensor for link in links)
-    samples = islice(order.samples, options.samples)
-    found = channel_extremes(observer(program, names), samples, order.on_sample)
-    if links and options.absorb and not found:
-        raise RecipeError("equalize_layers with absorb needs calibration samples; give --calibration DATA")
-    return found
-
-
 def _is_free(link: _Link, graph: _Graph, seen: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bool:
     """Whether no clip stands between two layers of which a sample reaches the upper bound, or might."""
     highest = float(seen[link.tensor][1].max()) if link.tensor in seen else float("inf")
@@ -180,46 +170,23 @@ def _equalize(
     return options.sweeps
 
 
-class _Graph:
-    """Which layers follow which, and their weights in double precision until `store`."""
-
-    def __init__(self, program: Any, exclude: tuple[str, ...]) -> None:
-        import numpy as np
-        import onnx
-
-        self._graph = program.graph
-        self._left = select(program, exclude)
-        self._constants = {tensor.name: tensor for tensor in program.graph.initializer}
-        self._uses = Counter(name for node in program.graph.node for name in node.input)
-        self._reader = {name: node for node in program.graph.node for name in node.input}
-        self._edges = {value.name for value in (*program.graph.input, *program.graph.output)}
-        self._shapes = {
-            info.name: tuple(axis.dim_value for axis in info.type.tensor_type.shape.dim)
-            for info in program.graph.value_info
-        }
-        layers = [node for node in program.graph.node if self._is_layer(node)]
-        self._layers = {id(node): node for node in layers}
-        self._values = {
-            name: onnx.numpy_helper.to_array(self._constants[name]).astype(np.float64)
-            for node in layers
-            for name in node.input[1:]
-            if name
-        }
+class _Graph(Channels):
+    """Which layers follow which."""
 
     def links(self) -> list[_Link]:
         """Every pair of layers of which the second alone reads the first."""
-        return [link for node in self._layers.values() if (link := self._follow(node)) is not None]
+        return [link for node in self.layers.values() if (link := self._follow(node)) is not None]
 
     def _follow(self, first: Any) -> _Link | None:
         name = first.output[0]
         between: list[Any] = []
         is_flat = first.op_type == "Gemm"
-        while self._uses[name] == 1 and name not in self._edges:
-            node = self._reader[name]
-            if id(node) in self._layers:
+        while len(self.readers[name]) == 1 and name not in self.edges:
+            node = self.readers[name][0]
+            if id(node) in self.layers:
                 fits = node.input[0] == name and is_flat == (node.op_type == "Gemm")
                 return _Link(first, tuple(between), node) if fits else None
-            if self._flattens(node, name) and not is_flat:
+            if self.flattens(node, name) and not is_flat:
                 is_flat = True
             elif not self._scales(node, name) or (is_flat and node.op_type in _POOLS):
                 return None
@@ -227,54 +194,24 @@ class _Graph:
             name = node.output[0]
         return None
 
-    def _is_layer(self, node: Any) -> bool:
-        import onnx
-
-        if node.op_type not in _LAYERS or node.name in self._left:
-            return False
-        constant = [name for name in node.input[1:] if name]
-        if any(name not in self._constants or self._uses[name] > 1 for name in constant):
-            return False
-        if any(self._constants[name].data_type != onnx.TensorProto.FLOAT for name in constant):
-            return False
-        if node.op_type == "Conv":
-            return True
-        attributes = _attributes(node)
-        plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
-        return plain and not attributes.get("transA", 0) and all(self._is_row(name) for name in constant[1:])
-
-    def _is_row(self, name: str) -> bool:
-        """Whether a Gemm's bias has a value an output; one that is broadcast cannot be scaled by channel."""
-        return len(self._constants[name].dims) == 1 and self._constants[name].dims[0] > 1
-
     def _scales(self, node: Any, name: str) -> bool:
         if node.op_type == "Clip":
             low, high = self.bounds(node)
             return low == 0.0 < high
-        if node.op_type == "PRelu" and node.input[1] not in self._constants:
+        if node.op_type == "PRelu" and node.input[1] not in self.constants:
             return False
         is_alone = len([output for output in node.output if output]) == 1
         return node.op_type in _SCALES and node.input[0] == name and is_alone
-
-    def _flattens(self, node: Any, name: str) -> bool:
-        before, after = self._shapes.get(name, ()), self._shapes.get(node.output[0], ())
-        return (
-            node.op_type in _FLATTENS
-            and len(before) == 4
-            and before[2:] == (1, 1)
-            and len(after) == 2
-            and after[1] == before[1]
-        )
 
     def bounds(self, clip: Any) -> tuple[float, float]:
         """The bounds of a Clip; NaN where they are not constants."""
         import onnx
 
-        attributes = _attributes(clip)
-        found = [attributes.get("min", float("-inf")), attributes.get("max", float("inf"))]
+        given = attributes(clip)
+        found = [given.get("min", float("-inf")), given.get("max", float("inf"))]
         for position, name in enumerate(clip.input[1:3]):
-            if name in self._constants:
-                found[position] = float(onnx.numpy_helper.to_array(self._constants[name]))
+            if name in self.constants:
+                found[position] = float(onnx.numpy_helper.to_array(self.constants[name]))
             elif name:
                 found[position] = float("nan")
         return found[0], found[1]
@@ -295,7 +232,7 @@ class _Graph:
         """The largest weight of every output channel."""
         import numpy as np
 
-        rows, _ = self._blocks(node)
+        rows, _ = self.blocks(node)
         found: np.ndarray = np.abs(rows).max(axis=(2, 3)).reshape(-1)
         return found
 
@@ -303,66 +240,37 @@ class _Graph:
         """The largest weight of every input channel."""
         import numpy as np
 
-        rows, _ = self._blocks(node)
+        rows, _ = self.blocks(node)
         found: np.ndarray = np.abs(rows).max(axis=(1, 3)).reshape(-1)
         return found
 
     def scale(self, link: _Link, factors: np.ndarray) -> None:
         """Divide the first layer's outputs by `factors` and multiply the second's inputs by them."""
-        rows, groups = self._blocks(link.first)
-        rows /= factors.reshape(groups, -1, 1, 1)
-        bias = self._bias(link.first)
-        if bias:
-            self._values[bias] /= factors
-        rows, groups = self._blocks(link.second)
-        rows *= factors.reshape(groups, 1, -1, 1)
+        self.scale_outputs(link.first, 1 / factors)
+        self.scale_inputs(link.second, factors)
 
     def absorb(self, link: _Link, high: np.ndarray) -> int:
         """Take `high` out of the first layer's bias and give the second's what it makes of it; say how many moved."""
         import numpy as np
 
-        biases = self._bias(link.first), self._bias(link.second)
-        passes_on = all(node.op_type in _SHIFTS | _FLATTENS for node in link.between)
+        biases = self.bias(link.first), self.bias(link.second)
+        passes_on = all(node.op_type in _SHIFTS | FLATTENS for node in link.between)
         if not all(biases) or not passes_on or _is_padded(link.second):
             return 0
-        rows, groups = self._blocks(link.second)
-        self._values[biases[0]] -= high
-        self._values[biases[1]] += np.einsum("goik,gi->go", rows, high.reshape(groups, -1)).reshape(-1)
+        rows, groups = self.blocks(link.second)
+        self.values[biases[0]] -= high
+        self.values[biases[1]] += np.einsum("goik,gi->go", rows, high.reshape(groups, -1)).reshape(-1)
         return int((high > 0).sum())
 
     def store(self) -> None:
         """Write the weights back."""
-        import numpy as np
-        import onnx
-
-        for name, values in self._values.items():
-            single = np.ascontiguousarray(values.astype(np.float32))
-            self._constants[name].CopyFrom(onnx.numpy_helper.from_array(single, name))
-        used = {name for node in self._graph.node for name in node.input} | self._edges
-        for tensor in [tensor for tensor in self._graph.initializer if tensor.name not in used]:
-            self._graph.initializer.remove(tensor)
-
-    def _blocks(self, node: Any) -> tuple[np.ndarray, int]:
-        """A view of the weights as (groups, outputs of a group, inputs of a group, kernel), and the groups."""
-        values = self._values[node.input[1]]
-        attributes = _attributes(node)
-        if node.op_type == "Gemm":
-            rows = values if attributes.get("transB", 0) else values.T
-            return rows[None, :, :, None], 1
-        groups = int(attributes.get("group", 1))
-        return values.reshape(groups, values.shape[0] // groups, values.shape[1], -1), groups
-
-    def _bias(self, node: Any) -> str:
-        return str(node.input[2]) if len(node.input) > 2 else ""
+        self.write()
+        used = {name for node in self.graph.node for name in node.input} | self.edges
+        for tensor in [tensor for tensor in self.graph.initializer if tensor.name not in used]:
+            self.graph.initializer.remove(tensor)
 
 
 def _is_padded(node: Any) -> bool:
-    attributes = _attributes(node)
-    automatic = attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
-    return automatic or any(attributes.get("pads", ()))
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    import onnx
-
-    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+    given = attributes(node)
+    automatic = given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+    return automatic or any(given.get("pads", ()))

@@ -16,9 +16,7 @@ Rules:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -29,6 +27,7 @@ from edgeopt.passes import Order, Result
 from edgeopt.training.options import Options
 from edgeopt.training.spans import Fingerprint, LearnedRange
 from edgeopt_converters.model import Model
+from edgeopt_converters.quiet import quiet
 from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError, RuntimeFailure, UnsupportedError
 
@@ -43,6 +42,8 @@ __all__ = ["EXTRA", "FORMATS", "Options", "apply", "walks"]
 FORMATS = ("torch",)
 EXTRA = "torch"
 
+_OWN_REMARKS = (FutureWarning, DeprecationWarning)
+"""PyTorch's, on itself."""
 
 _PAIRS = (
     "trained for steps of max|w| / 127; the scheme is safe for pairs of products, so channels whose pairs could overflow "
@@ -67,7 +68,7 @@ def apply(model: Model, order: Order) -> Result:
     from edgeopt.training.graphs import flat_graph
 
     options = order.options if isinstance(order.options, Options) else Options()
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]), quiet(warned=_OWN_REMARKS):
         torch.manual_seed(options.seed)
         samples = _samples(model, order, options)
         student = _student(model, order, options)
@@ -221,12 +222,3 @@ def _ranges(student: Student, graph: Any, sample: Tensors) -> tuple[LearnedRange
         for name, grid in student.grids.items()
         if name in prints
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep PyTorch's remarks on its own deprecations off the terminal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield

@@ -22,8 +22,9 @@ from edgeopt.executorch.places import Places, find_places
 from edgeopt.onnx_graphs import fold
 from edgeopt.passes import Order, Result
 from edgeopt_converters import path as conversion
-from edgeopt_converters.executorch_file import quiet
+from edgeopt_converters.executorch_file import NOISY
 from edgeopt_converters.model import Model
+from edgeopt_converters.quiet import quiet
 from edgeopt_converters.torch_to_executorch import lower_program
 from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError, UnsupportedError
@@ -56,7 +57,7 @@ def apply(model: Model, order: Order) -> Result:
     names = {entry.name: spec.name for entry, spec in zip(_inputs(module), model.inputs, strict=True)}
     stream = Stream(order.samples, order.checkpoint, order.on_sample)
     ranges = find_ranges(_observer(module, places, names), stream, order.calibration, keep_full=outputs)
-    with quiet():
+    with quiet(*NOISY):
         write_grids(module, places, ranges)
         program = lower_program(_exported(module, hub), model.name)
     said = (

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.onnx_graphs import fold, observer
+from edgeopt.onnx_products import attributes
 from edgeopt.onnx_select import select
 from edgeopt.passes import Order, Result
 from edgeopt.simulate.pairs import every_partner
@@ -132,7 +133,7 @@ def _why_not(
     import onnx
 
     tensor = constants[node.input[1]]
-    attributes = _attributes(node)
+    given = attributes(node)
     if node.name in excluded:
         return "excluded by the recipe"
     if tensor.data_type != onnx.TensorProto.FLOAT:
@@ -140,9 +141,9 @@ def _why_not(
     if uses[node.input[1]] > 1:
         return "shares its weight with another layer"
     if node.op_type == "Conv":
-        if len(tensor.dims) != 4 or attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET"):
+        if len(tensor.dims) != 4 or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET"):
             return "not a plain 2-D convolution"
-    elif len(tensor.dims) != 2 or attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0:
+    elif len(tensor.dims) != 2 or given.get("transA", 0) or given.get("alpha", 1.0) != 1.0:
         return "not a plain matrix product"
     return ""
 
@@ -150,15 +151,15 @@ def _why_not(
 def _layer(node: Any, constants: Mapping[str, Any], uses: Mapping[str, int]) -> _Layer:
     import numpy as np
 
-    attributes = _attributes(node)
+    given = attributes(node)
     shape = tuple(constants[node.input[1]].dims)
-    groups = int(attributes.get("group", 1)) if node.op_type == "Conv" else 1
+    groups = int(given.get("group", 1)) if node.op_type == "Conv" else 1
     if node.op_type == "Conv":
         inputs = int(np.prod(shape[1:]))
     else:
-        inputs = shape[1] if attributes.get("transB", 0) else shape[0]
+        inputs = shape[1] if given.get("transB", 0) else shape[0]
     bias = node.input[2] if len(node.input) > 2 else ""
-    if bias not in constants or uses[bias] > 1 or attributes.get("beta", 1.0) != 1.0:
+    if bias not in constants or uses[bias] > 1 or given.get("beta", 1.0) != 1.0:
         bias = ""  # a bias that something else uses too, or that is scaled, is not corrected
     return _Layer(
         node,
@@ -167,14 +168,8 @@ def _layer(node: Any, constants: Mapping[str, Any], uses: Mapping[str, int]) -> 
         groups,
         np.zeros((groups, inputs, inputs)),
         np.zeros((groups, inputs)),
-        attributes=attributes,
+        attributes=given,
     )
-
-
-def _attributes(node: Any) -> dict[str, Any]:
-    import onnx
-
-    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def _gather(program: Any, layers: list[_Layer], order: Order, options: Options) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rewinding import reader
 from work import Work
 
 VARIANTS = {
@@ -40,16 +41,4 @@ def make(work: Work) -> Path:
 def _reader(work: Work) -> Any:
     from onnx_neural_compressor import data_reader
 
-    class Reader(data_reader.CalibrationDataReader):  # type: ignore[misc, unused-ignore]
-        def __init__(self) -> None:
-            self.rows = list(work.samples())
-            self.at = 0
-
-        def get_next(self) -> Any:
-            self.at += 1
-            return self.rows[self.at - 1] if self.at <= len(self.rows) else None
-
-        def rewind(self) -> None:
-            self.at = 0
-
-    return Reader()
+    return reader(data_reader.CalibrationDataReader, work)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rewinding import reader
 from work import Work
 
 VARIANTS = {
@@ -82,19 +83,6 @@ def _config(work: Work, kinds: tuple[str, ...]) -> Any:
 
 
 def _reader(work: Work) -> Any:
-    """Samples in a list: the quantizer copies its configuration, and a generator cannot be copied."""
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc, unused-ignore]
-        def __init__(self) -> None:
-            self.rows = list(work.samples())
-            self.at = 0
-
-        def get_next(self) -> Any:
-            self.at += 1
-            return self.rows[self.at - 1] if self.at <= len(self.rows) else None
-
-        def rewind(self) -> None:
-            self.at = 0
-
-    return Reader()
+    return reader(CalibrationDataReader, work)
