@@ -13,6 +13,7 @@
 | socket | Unix socket for local inference | `<state_dir>/agent.sock` |
 | http | `{"port": 8000, "shared_memory": false}`: local inference on a port of 127.0.0.1 as well | none |
 | service_report_s | seconds between two reports of what was served, at least 10 | 300 |
+| drift | `{"every_s": 1, "rows": 128, "reference": "package"}`: how what models see is watched (docs/monitoring.md) | as shown |
 | serving | by model, what goes before the package's own `serving` keys (docs/serving.md) | `{}` |
 """
 
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeopt_agent.drift import DriftOptions
 from edgeopt_agent.serve.options import HttpOptions
 from edgeopt_agent.transports import Identity, Inbox, Transport
 from edgeopt_wire import __version__, seam, topics
@@ -57,6 +59,7 @@ class AgentConfig:
     http: HttpOptions = field(default_factory=HttpOptions)
     service_report_s: float = 300.0
     serving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    drift: DriftOptions = field(default_factory=DriftOptions)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property

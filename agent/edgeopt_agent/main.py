@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt_agent.config import AgentConfig, load_config, make_transport, mqtt_options
+from edgeopt_agent.drift import Drift
 from edgeopt_agent.loop import Agent
 from edgeopt_agent.outbox import Outbox
 from edgeopt_agent.probe import run_probe
@@ -63,6 +64,7 @@ def make_agent(
         store.folder / "service.json",
         config.service_report_s,
         surroundings=Surroundings().look,
+        drift=Drift(config.drift, store.folder / "drift.json"),
     )
     models = Models(store, config.serving, service)
     session = uuid.uuid4().hex

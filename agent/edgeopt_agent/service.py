@@ -24,6 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeopt_agent.drift import Drift
 from edgeopt_agent.files import write_durably
 from edgeopt_agent.surroundings import Condition
 from edgeopt_wire.document import format_moment
@@ -95,7 +96,7 @@ class Window:
 class Service:
     """Collects what is served, thread-safe; `flush` gives the windows that are over as events' bodies.
 
-    `surroundings` tells the condition that holds now; None: it is unknown.
+    `surroundings` tells the condition that holds now; None: it is unknown. `drift` watches what models see.
     """
 
     def __init__(
@@ -103,9 +104,12 @@ class Service:
         now: Callable[[], datetime],
         path: Path | None = None,
         report_s: float = REPORT_S,
+        *,
         monotonic: Callable[[], float] = time.monotonic,
         surroundings: Callable[[], Condition] | None = None,
+        drift: Drift | None = None,
     ) -> None:
+        self.drift = drift
         self._now = now
         self._path = path
         self._report_s = report_s

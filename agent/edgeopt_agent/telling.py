@@ -85,6 +85,12 @@ class Teller:
                 self._outbox.add("service", self._now(), body)
             except StoreError as error:
                 _log.error("what %s served is not kept: %s", body["model"], error)
+        for body in service.drift.take() if service is not None and service.drift is not None else ():
+            self._report_due = True
+            try:
+                self._outbox.add("drift", self._now(), body)
+            except StoreError as error:
+                _log.error("what %s sees is not kept: %s", body["model"], error)
 
     def note_phase(self, state: State) -> None:
         """The state is due, and an event where a phase ends something."""

@@ -154,11 +154,13 @@ class Routes:
         return _json(found(served))
 
     def _metrics(self) -> Reply:
-        totals = self.models.service.totals() if self.models.service is not None else {}
+        service = self.models.service
+        totals = service.totals() if service is not None else {}
+        apart = service.by_condition() if service is not None else {}
+        drift = service.drift.metrics() if service is not None and service.drift is not None else ()
         versions = {name: self.models.served(name).loaded.manifest.version for name in self.models.names()}
-        return Reply(
-            metrics.exposition(totals, versions).encode(), headers={"Content-Type": metrics.CONTENT_TYPE}
-        )
+        page = metrics.exposition(totals, versions, apart, drift)
+        return Reply(page.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
     def _server(self) -> dict[str, Any]:
         return {

@@ -94,6 +94,8 @@ class Served:
             )
         self._names = frozenset(spec.name for spec in self.loaded.manifest.signature_outputs)
         self._is_cached = any(cache is not None for cache in (self._responses, self._rows, self._semantic))
+        drift = service.drift if service is not None else None
+        self._monitor = drift.monitor(self.loaded.manifest) if drift is not None else None
 
     def answer(self, call: Call) -> Answer:
         """Answer one request.
@@ -200,7 +202,10 @@ class Served:
         timeout_us = call.timeout_us or self.serving.timeout_ms * 1000
         until = time.monotonic() + timeout_us / 1e6 if timeout_us else float("inf")
         ticket = Ticket((converted, rows), rows, call.priority or self.serving.default_priority, until)
-        return self._edges.from_variant(self.scheduler.run(ticket), rows)
+        outputs = self._edges.from_variant(self.scheduler.run(ticket), rows)
+        if self._monitor is not None and self._monitor.is_due:
+            self._monitor.look(inputs, outputs)
+        return outputs
 
     def _run(self, loaded: LoadedModel, contents: Sequence[tuple[Arrays, int]]) -> list[Arrays]:
         if self._service is None:

@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 from edgeopt_agent.config import AgentConfig
+from edgeopt_agent.drift import Drift
 from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.service import CONDITION_S, Service
@@ -46,7 +47,8 @@ def serve(config: AgentConfig, stop: threading.Event | None = None) -> None:
 
     store = Store(config.folder)
     with only_one(store):
-        service = Service(utc_now, surroundings=Surroundings().look)
+        drift = Drift(config.drift, store.folder / "drift.json")
+        service = Service(utc_now, surroundings=Surroundings().look, drift=drift)
         models = Models(store, config.serving, service)
         if not load_models(store, models):
             raise RecipeError(f"no model of {config.folder} can be served; install one first")
@@ -58,6 +60,7 @@ def serve(config: AgentConfig, stop: threading.Event | None = None) -> None:
         try:
             while not stop.wait(CONDITION_S):
                 service.look_around()
+                drift.take()
         finally:
             server.stop()
 
