@@ -24,7 +24,7 @@ from edgeopt_agent.probe import ProbeRequest
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.store import Store
 from edgeopt_agent.telling import Teller, reported_model
-from edgeopt_agent.transports import Acknowledged, Inbox, Online, Transport, Wanted
+from edgeopt_agent.transports import Acknowledged, Inbox, Message, Transport, Trouble, Wanted
 from edgeopt_agent.trust import Trust
 from edgeopt_agent.wishes import Wishes
 from edgeopt_agent.worker import Worker
@@ -161,11 +161,13 @@ class Agent:
             stand_in=self.config.stand_in,
         )
 
-    def _take(self, message: Wanted | Acknowledged | Online) -> None:
+    def _take(self, message: Message) -> None:
         if isinstance(message, Acknowledged):
             self.teller.acknowledge(message.ack)
         elif isinstance(message, Wanted):
             self.wishes.came(message.envelope)
+        elif isinstance(message, Trouble):
+            self.teller.alarm("", message.error)
         else:
             self.teller.is_due(events=True)
             self.wishes.online()

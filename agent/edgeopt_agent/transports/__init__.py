@@ -46,7 +46,14 @@ class Online:
     """The other side is there; reports and events that wait can go out."""
 
 
-Message = Wanted | Acknowledged | Online
+@dataclass(frozen=True)
+class Trouble:
+    """Something about the connection that a person must see."""
+
+    error: str
+
+
+Message = Wanted | Acknowledged | Online | Trouble
 Inbox: TypeAlias = "queue.Queue[Message]"
 
 MAX_FILE_BYTES = 8 * 1024 * 1024

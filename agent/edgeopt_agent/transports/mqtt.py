@@ -4,8 +4,9 @@
 Rules:
 - Callbacks only enqueue. Nothing is expected from a broker's session: clean start, everything is asked for again.
 - Pages and chunks are asked for by `mqtt_pull`, on the line that this module keeps.
-- Reconnecting is ours: full jitter up to `MAX_DELAY_S`, reset only after a session that lasted; a broker that accepts
-  and then kicks counts as one that refuses. Every reconnect takes a new client: paho would resend its whole backlog.
+- Reconnecting is ours, at the pace of `reconnecting`. Every reconnect takes a new client: paho would resend its whole
+  backlog.
+- A peer that says nothing for `ANSWER_S` after something was sent is gone, whatever TCP believes.
 - Plain TCP goes to loopback only, unless the configuration says `insecure`.
 """
 
@@ -13,18 +14,34 @@ from __future__ import annotations
 
 import logging
 import queue
-import random
-import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgeopt_agent.mqtt_client import (
+    MAX_IN_FLIGHT,
+    TAKEN_OVER,
+    certificate_problem,
+    hang_up,
+    is_nobody_there,
+    make_client,
+    make_tls,
+)
 from edgeopt_agent.mqtt_pull import CHUNK_TIMEOUT_S, REPLY_TIMEOUT_S, Answers, Puller
 from edgeopt_agent.pulling import Blobs
-from edgeopt_agent.transports import MAX_FILE_BYTES, Acknowledged, Identity, Inbox, Message, Online, Wanted
+from edgeopt_agent.reconnecting import End, Pace, Reconnecting
+from edgeopt_agent.transports import (
+    MAX_FILE_BYTES,
+    Acknowledged,
+    Identity,
+    Inbox,
+    Message,
+    Online,
+    Trouble,
+    Wanted,
+)
 from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire import topics
 from edgeopt_wire.document import from_bytes, to_bytes
@@ -39,15 +56,23 @@ from edgeopt_wire.messages import (
 
 _log = logging.getLogger(__name__)
 
-_NO_CHECK_TIME = 0x200000
-"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python's ssl has no name for."""
-
-KEEPALIVE_S = 30
-FIRST_DELAY_S, MAX_DELAY_S = 1.0, 60.0
+FIRST_DELAY_S, MAX_DELAY_S = 5.0, 300.0
+AWAY_DELAY_S = 60.0
 SETTLED_S = 60.0
-"""A session that lasted this long resets the delay."""
 CONNECT_TIMEOUT_S = 15.0
+ANSWER_S = 30.0
+"""Silence after which a peer that owes an answer is given up. A modem at 4 kB/s takes 16 s for the largest batch."""
+WATCH_S = 2.0
+DATES_ARE_AHEAD = 9
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID: this machine's clock is behind."""
 ANSWERS_LENGTH = 512
+MIN_KEEPALIVE_S, MAX_KEEPALIVE_S = 10, 3600
+
+
+_DISPLACED = (
+    "another client connected to the broker as {name}: two devices have one identity, or it was stolen; enrol this "
+    "device again or find the other. The next attempt is in {minutes:.0f} minutes"
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +87,13 @@ class MqttOptions:
     insecure: bool = False
     blobs: str = ""
     blobs_ca: str = ""
+    keepalive_s: int = 120
 
     def __post_init__(self) -> None:
+        if not MIN_KEEPALIVE_S <= self.keepalive_s <= MAX_KEEPALIVE_S:
+            raise RecipeError(
+                f"transport: keepalive_s must be {MIN_KEEPALIVE_S} to {MAX_KEEPALIVE_S}, found {self.keepalive_s}"
+            )
         if not self.ca and not self.insecure and self.host not in ("127.0.0.1", "::1", "localhost"):
             raise RecipeError(
                 f"transport: {self.host} is not this machine and there is no `ca`; MQTT without TLS shows everything to "
@@ -87,10 +117,18 @@ class MqttTransport:
         self._online = threading.Event()
         self._lost = threading.Event()
         self._stopping = threading.Event()
+        self._hurry = threading.Event()
+        self._displaced = False
+        self._is_behind = False
+        self._in_flight = MAX_IN_FLIGHT
+        self._accepted_at: float | None = None
+        self._owed_since: float | None = None
         self._client: Any = None
         self._max_packet = 0
         self._clock: TrustedClock | None = None
         self._last_report: bytes | None = None
+        pace = Pace(FIRST_DELAY_S, MAX_DELAY_S, AWAY_DELAY_S, SETTLED_S)
+        self._reconnecting = Reconnecting(pace, time.monotonic)
         self._thread = threading.Thread(target=self._keep_connected, name="mqtt", daemon=True)
 
     def use_clock(self, clock: TrustedClock) -> None:
@@ -104,6 +142,7 @@ class MqttTransport:
     def reload(self, options: MqttOptions) -> None:
         """Connect anew with other options, or with the same whose files changed; certificates are read again."""
         self._options = options
+        self._hurry.set()
         self._lost.set()
 
     def fetch(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes | None:
@@ -144,6 +183,7 @@ class MqttTransport:
                 info.wait_for_publish(2)
             except (ValueError, RuntimeError):
                 _log.debug("the good-bye was not sent")
+        self._hurry.set()
         self._lost.set()
         if self._thread.is_alive():
             self._thread.join(5)
@@ -162,63 +202,73 @@ class MqttTransport:
         """Hand a message over at QoS 1; False where nobody listens."""
         if not self._online.is_set():
             return False
+        self._owed_since = self._owed_since or time.monotonic()
         return bool(self._client.publish(self._topic(what), payload, qos=1, retain=retain).rc == 0)
 
     def _keep_connected(self) -> None:
-        delay = FIRST_DELAY_S
         while not self._stopping.is_set():
-            started = time.monotonic()
+            began = time.monotonic()
+            end = End.LOST
+            self._accepted_at, self._displaced = None, False
             try:
                 self._connect_once()
             except (OSError, ValueError) as error:
-                _log.warning(
-                    "cannot reach the broker %s:%d: %s", self._options.host, self._options.port, error
-                )
-            delay = FIRST_DELAY_S if time.monotonic() - started > SETTLED_S else min(MAX_DELAY_S, 2 * delay)
-            self._stopping.wait(random.uniform(0.1, delay))
+                end = self._judge(error)
+            session_s = time.monotonic() - self._accepted_at if self._accepted_at is not None else 0.0
+            pause = self._reconnecting.pause_s(End.DISPLACED if self._displaced else end, began, session_s)
+            if self._displaced:
+                self._tell(Trouble(_DISPLACED.format(name=self._client_id(), minutes=pause / 60)))
+            elif pause > SETTLED_S:
+                _log.info("connecting again in %.0f s", pause)
+            if self._hurry.wait(pause):
+                self._hurry.clear()
+                self._reconnecting.soon()
+
+    def _judge(self, error: Exception) -> End:
+        _log.warning("cannot reach the broker %s:%d: %s", self._options.host, self._options.port, error)
+        verdict = getattr(error, "verify_code", None)
+        if (
+            verdict is not None
+        ):  # this end hung up; the wall clock may be wrong, and as soon as it is right, we are back
+            self._is_behind = verdict == DATES_ARE_AHEAD
+            return End.AWAY
+        return End.AWAY if is_nobody_there(error) else End.LOST
 
     def _connect_once(self) -> None:
         """Connect and stay until the connection is lost."""
         self._lost.clear()
         if self._stopping.is_set():
             return
-        self._client = self._make_client()
-        self._client.connect(self._options.host, self._options.port, keepalive=KEEPALIVE_S, clean_start=True)
-        self._client.loop_start()
+        client = self._client = self._make_client()
+        client.connect(
+            self._options.host, self._options.port, keepalive=self._options.keepalive_s, clean_start=True
+        )
+        self._owed_since = None
+        client.loop_start()
         try:
-            if not self._lost.wait(CONNECT_TIMEOUT_S):
-                if not self._online.is_set():
-                    raise TimeoutError(
-                        f"it took the connection and said nothing for {CONNECT_TIMEOUT_S:.0f} s"
-                    )
-                self._lost.wait()
+            if not self._lost.wait(CONNECT_TIMEOUT_S) and not self._online.is_set():
+                raise ConnectionAbortedError(
+                    f"it took the connection and said nothing for {CONNECT_TIMEOUT_S:.0f} s"
+                )
+            while not self._lost.wait(WATCH_S):
+                owed = self._owed_since
+                if owed is not None and time.monotonic() - owed > ANSWER_S:
+                    _log.warning("the broker owes an answer for %.0f s; connecting anew", ANSWER_S)
+                    return
         finally:
             self._online.clear()
-            self._client.disconnect()
-            self._client.loop_stop()
+            hang_up(client, time.sleep)
 
     def _make_client(self) -> Any:
-        import paho.mqtt.client as mqtt
-        from paho.mqtt.enums import CallbackAPIVersion
-
-        name = topics.client_id(self._identity.tenant, self._identity.device)
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id=name, protocol=mqtt.MQTTv5, reconnect_on_failure=False
-        )
+        options = self._options
+        tls = make_tls(options.ca, options.certificate, options.key, self._clock, is_behind=self._is_behind)
+        will = (self._topic("presence"), self._presence(online=False))
+        client = make_client(self._client_id(), will, tls, self._in_flight)
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
-        client.on_socket_open = _no_delay
-        client.will_set(self._topic("presence"), self._presence(online=False), qos=1, retain=True)
-        if self._options.ca:
-            context = ssl.create_default_context(cafile=self._options.ca)
-            if self._clock is not None and not self._clock.is_wall_plausible:
-                # the wall clock is at 1970, say: the chain is checked as ever, its dates by `_check_certificate`
-                context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME)
-            if self._options.certificate:
-                context.load_cert_chain(self._options.certificate, self._options.key or None)
-            client.tls_set_context(context)
+        client.on_publish = self._on_answer
         return client
 
     def _on_connect(self, client: Any, _user: Any, _flags: Any, reason: Any, properties: Any) -> None:
@@ -228,25 +278,22 @@ class MqttTransport:
             _log.error("the broker refused this device: %s", reason)
             self._lost.set()
             return
-        if not self._check_certificate(client):
+        self._accepted_at = time.monotonic()
+        problem = certificate_problem(client, self._clock)
+        if problem:
+            _log.error("%s", problem)
             self._lost.set()
             return
         self._max_packet = getattr(properties, "MaximumPacketSize", 0) or 0
+        if (receives := getattr(properties, "ReceiveMaximum", MAX_IN_FLIGHT)) < self._in_flight:
+            _log.info("the broker takes %d messages at once; connecting anew with that", receives)
+            self._in_flight = receives  # paho lets nobody change it on a connection
+            self._hurry.set()
+            self._lost.set()
+            return
         wanted = [("desired", 1), ("ack", 1), ("refused", 1), ("meta-reply", 1)]
         filters = [(self._topic(what), SubscribeOptions(qos=qos)) for what, qos in wanted]
         client.subscribe([*filters, (f"{self._topic('chunk')}/#", SubscribeOptions(qos=0))])
-
-    def _check_certificate(self, client: Any) -> bool:
-        """Whether the broker's certificate is valid at the trusted moment; nothing was sent over it yet but a name."""
-        found = client.socket()
-        if self._clock is None or not isinstance(found, ssl.SSLSocket):
-            return True
-        ends = (found.getpeercert() or {}).get("notAfter")
-        now = self._clock.now().timestamp()
-        if not isinstance(ends, str) or ssl.cert_time_to_seconds(ends) >= now:
-            return True
-        _log.error("the broker's certificate ended on %s; give it another", ends)
-        return False
 
     def _on_subscribe(self, client: Any, _user: Any, _mid: Any, reasons: Any, _properties: Any) -> None:
         """Online counts from here: what is asked before could be answered into nothing."""
@@ -264,10 +311,17 @@ class MqttTransport:
     def _on_disconnect(self, _client: Any, _user: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if not self._stopping.is_set():
             _log.warning("the connection to the broker is gone: %s", reason)
+        self._displaced = self._displaced or getattr(reason, "value", 0) == TAKEN_OVER
         self._online.clear()
         self._lost.set()
 
+    def _on_answer(self, _client: Any, _user: Any, _mid: Any, reason: Any, _properties: Any) -> None:
+        self._owed_since = None
+        if reason.is_failure:
+            _log.error("the broker refused a message of this device: %s", reason)
+
     def _on_message(self, _client: Any, _user: Any, message: Any) -> None:
+        self._owed_since = None
         try:
             _, device, what, rest = topics.parse(message.topic)
             if device != self._identity.device:
@@ -290,14 +344,12 @@ class MqttTransport:
         except queue.Full:
             _log.warning("too many messages wait; one is dropped, it comes again")
 
+    def _client_id(self) -> str:
+        return topics.client_id(self._identity.tenant, self._identity.device)
+
     def _topic(self, what: str) -> str:
         return topics.topic(self._identity.tenant, self._identity.device, what)
 
     def _presence(self, *, online: bool) -> bytes:
         who = self._identity
         return to_bytes(Presence(who.device, online, who.session, who.agent_version))
-
-
-def _no_delay(_client: Any, _user: Any, sock: Any) -> None:
-    if isinstance(sock, socket.socket):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
