@@ -8,7 +8,7 @@ for something else, or variants that fail their golden outputs are refused, and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.deltas import find_way, pull_by_delta
 from edgeopt_agent.files import disk_error
 from edgeopt_agent.fits import check_fits, this_machine
+from edgeopt_agent.housekeeping import Housekeeper
 from edgeopt_agent.machine import Effect, Event, Installed, Kind, State
 from edgeopt_agent.probe import ProbeRequest
 from edgeopt_agent.race import race
@@ -38,6 +39,14 @@ _log = logging.getLogger(__name__)
 
 CHECKPOINT_CHUNKS = 64
 """4 MiB between two flushes of a package that arrives: what a power cut can cost."""
+STARVED = frozenset({"crash", "memory"})
+"""Kinds of failure (`edgeopt_agent.probe.Failure`) behind which a machine without memory may stand."""
+MAX_STARVED = 3
+"""Probes of one package that end so, with a pause between them, before it is the package's fault."""
+
+
+class _Starved(RuntimeFailure):
+    """No variant runs right, and it may be the moment's fault."""
 
 
 class Finder(Protocol):
@@ -62,20 +71,24 @@ class Installer:
 
     config: AgentConfig
     store: Store
+    keeper: Housekeeper
     transport: Transport
     trust: Finder
     server: Server
     probe: Callable[[ProbeRequest], Measurement]
     keep: Callable[[str, Measurement], None]
     is_stopping: Callable[[], bool] = lambda: False
+    states: Callable[[], Mapping[str, State]] = dict
     alarm: Callable[[str, str], None] = lambda model, error: _log.error("%s: %s", model, error)
 
     def __post_init__(self) -> None:
         self._indexes: dict[str, PackageIndex] = {}
+        self._starved: dict[str, int] = {}
         self._works: dict[Effect, Callable[[State], Event]] = {
             Effect.RESOLVE: self._resolve,
             Effect.DOWNLOAD: self._download,
             Effect.VERIFY: self._verify,
+            Effect.PLACE: self._place,
             Effect.PROBE: self._probe,
             Effect.SWITCH: self._switch,
         }
@@ -115,9 +128,16 @@ class Installer:
 
     def _download(self, state: State) -> Event:
         index = self._index(state)
+        if self.store.packages.find(index.sha256) is not None:
+            _log.info("%s %s is here already", index.name, index.version)
+            return Event(Kind.DONE)
         incoming = self.store.incoming(index)
         missing = incoming.missing()
         if missing:
+            # the bytes that come, and the files that they are made into
+            self.keeper.make_room(
+                incoming.to_take() + index.size_bytes, {**self.states(), state.model: state}
+            )
             incoming.reserve()
             way = find_way(index, state, self.store) if len(missing) == len(index.chunks) else None
             if way is None or not pull_by_delta(way, index, self.store, self._fill):
@@ -151,13 +171,21 @@ class Installer:
 
     def _verify(self, state: State) -> Event:
         index = self._index(state)
-        assert state.candidate is not None, "a candidate is known since it was resolved"
-        slot = state.candidate.slot
-        if not self.store.is_whole(state.model, slot, index.sha256):
-            if self.store.incoming(index).missing():
-                return Event(Kind.LOST, error="the package was damaged on the disk; it is fetched again")
-            self.store.stage(index, slot)
-        self.store.incoming(index).discard()
+        incoming = self.store.incoming(index)
+        if self.store.packages.find(index.sha256) is not None:
+            is_whole = self.store.packages.is_whole(index.sha256)
+        else:
+            is_whole = not incoming.missing() and self.store.stage(index)
+        if not is_whole:
+            return Event(Kind.LOST, error="the package was damaged on the disk; it is fetched again")
+        incoming.discard()
+        return Event(Kind.DONE)
+
+    def _place(self, state: State) -> Event:
+        candidate = state.candidate
+        assert candidate is not None, "a candidate is known since it was resolved"
+        if not self.store.place(state.model, candidate.slot, candidate.package_sha256):
+            return Event(Kind.LOST, error="the package was damaged in the store; it is fetched again")
         return Event(Kind.DONE)
 
     def _probe(self, state: State) -> Event:
@@ -165,7 +193,16 @@ class Installer:
         assert candidate is not None, "a candidate is known since it was resolved"
         if not self.store.is_whole(state.model, candidate.slot, candidate.package_sha256):
             return Event(Kind.LOST, error=f"slot {candidate.slot} is not whole any more; it is fetched again")
-        return Event(Kind.DONE, installed=self._raced(state.model, candidate))
+        try:
+            found = self._raced(state.model, candidate)
+        except _Starved as error:
+            tried = self._starved.pop(candidate.package_sha256, 0) + 1
+            if tried >= MAX_STARVED:
+                raise
+            self._starved[candidate.package_sha256] = tried
+            _log.warning("%s: the probe is put off, %d of %d: %s", state.model, tried, MAX_STARVED, error)
+            return Event(Kind.AWAY, error=str(error))
+        return Event(Kind.DONE, installed=found)
 
     def _raced(self, model: str, installed: Installed) -> Installed:
         """A package in a slot with the variant that is the fastest now.
@@ -197,7 +234,8 @@ class Installer:
                 f"{m.variant}: {m.error or ', '.join(m.warnings) or 'wrong outputs'}"
                 for m in found.measurements
             )
-            raise RuntimeFailure(f"no variant runs right on this device: {why}")
+            starved = any(m.extra.get("failure") in STARVED for m in found.measurements)
+            raise (_Starved if starved else RuntimeFailure)(f"no variant runs right on this device: {why}")
         _log.info("%s %s: %s", model, installed.version, found.said)
         now = conditions(variant.runtime for variant in manifest.variants)
         return replace(installed, variant=found.winner.variant, measured_under=now)
@@ -227,9 +265,12 @@ class Installer:
         return Event(Kind.MEASURED, installed=found)
 
     def _switch(self, state: State) -> Event:
-        assert state.candidate is not None, "a trial has a candidate"
-        self.server.activate(state.model, state.candidate)
-        return Event(Kind.DONE, installed=state.candidate)
+        candidate = state.candidate
+        assert candidate is not None, "a trial has a candidate"
+        if not self.store.is_whole(state.model, candidate.slot, candidate.package_sha256):
+            return Event(Kind.LOST, error=f"slot {candidate.slot} is not whole any more; it is fetched again")
+        self.server.activate(state.model, candidate)
+        return Event(Kind.DONE, installed=candidate)
 
     def _index(self, state: State) -> PackageIndex:
         index = self._indexes.get(state.model)
