@@ -27,7 +27,7 @@ VALUES_SHOWN = 16
 
 
 def infer(config: AgentConfig, data: Path, model: str = "") -> dict[str, Any]:
-    """Run the active package of `model` (the only one, if unnamed) on a photo, .npy, .npz or request .json.
+    """Run the active package of `model` (the only one, if unnamed) on a photo, a text, .npy, .npz or request .json.
 
     Raises:
         RecipeError: No such model is active, or the data does not fit it.
@@ -36,7 +36,7 @@ def infer(config: AgentConfig, data: Path, model: str = "") -> dict[str, Any]:
     store = Store(config.folder)
     name, active = _active(store, model)
     manifest = store.manifest(name, active.slot)
-    inputs = read_data(data, manifest)
+    inputs = read_data(data, manifest, store.slot(name, active.slot))
     try:
         answer = _through_agent(config, name, inputs)
         via = "agent"
@@ -58,8 +58,8 @@ def infer(config: AgentConfig, data: Path, model: str = "") -> dict[str, Any]:
     }
 
 
-def read_data(data: Path, manifest: Manifest) -> dict[str, np.ndarray]:
-    """Read the model's inputs from a file.
+def read_data(data: Path, manifest: Manifest, folder: Path) -> dict[str, np.ndarray]:
+    """Read the model's inputs from a file, for the package that is extracted in `folder`.
 
     Raises:
         RecipeError: It cannot be read, or does not fit.
@@ -88,8 +88,24 @@ def read_data(data: Path, manifest: Manifest) -> dict[str, np.ndarray]:
     except (OSError, EOFError, ValueError, RecursionError, zipfile.BadZipFile) as error:
         raise RecipeError(f"cannot read {data}: {error}") from error
     if not manifest.preprocess:
-        raise RecipeError("the package does not say how a photo becomes its input; give a .npy file instead")
-    return {signature[0].name: load_photo(data, manifest.preprocess, signature[0])}
+        raise RecipeError(
+            "the package does not say how a photo or a text becomes its input; give a .npy file instead"
+        )
+    return _prepared(data, manifest, folder)
+
+
+def _prepared(data: Path, manifest: Manifest, folder: Path) -> dict[str, np.ndarray]:
+    """A photo or a text by the package's `preprocess`."""
+    signature = manifest.signature_inputs
+    if manifest.preprocess.get("kind", "image") == "image":
+        return {signature[0].name: load_photo(data, manifest.preprocess, signature[0])}
+    from edgeopt_agent.serve.processing import Processing
+
+    try:
+        content = data.read_bytes()
+    except OSError as error:
+        raise RecipeError(f"cannot read {data}: {error.strerror}") from error
+    return Processing(manifest, folder).prepare([content])
 
 
 def _as_said(array: np.ndarray, spec: TensorSpec) -> np.ndarray:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A text becomes a model's input, by the `preprocess` keys of a manifest: WordPiece, as BERT and its children have it.
 
-Keys: `vocabulary` (a file of the package, one token a line), `lower_case` (true), `max_length` (the input's own
-length). Inputs are filled by name: one with "mask" in it gets 1 for a token and 0 for padding, one with "type" zeros,
-the other the ids. Longer texts are cut; `[CLS]` and `[SEP]` stand at the ends.
+Keys: `vocabulary` (a file of the package, one token a line), `lower_case` (true), `max_length` (tokens that are
+kept of a text; the input's own length, or less). Inputs are filled by name: one with "mask" in it gets 1 for a token and 0
+for padding, one with "type" zeros, the other the ids. Longer texts are cut, shorter ones padded to the input's length;
+`[CLS]` and `[SEP]` stand at the ends, and a special token that stands in the text, as `[MASK]`, is that token.
 
 Source: Devlin et al. 2018, and the reference tokenizer's rules: control characters go, CJK characters and punctuation
 stand alone, accents are stripped (NFD) when lower-casing, then the longest known piece first.
@@ -11,6 +12,7 @@ stand alone, accents are stripped (NFD) when lower-casing, then the longest know
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from edgeopt_wire.tensor import TensorSpec
 if TYPE_CHECKING:
     import numpy as np
 
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 KEYS = ("kind", "vocabulary", "lower_case", "max_length")
 MAX_TEXT_BYTES = 1024 * 1024
 _MAX_WORD = 100
@@ -36,16 +39,19 @@ class WordPiece:
     """A vocabulary and how texts are cut by it."""
 
     def __init__(
-        self, tokens: Sequence[str], *, is_lower: bool, length: int, inputs: Sequence[TensorSpec]
+        self, tokens: Sequence[str], *, is_lower: bool, most: int, inputs: Sequence[TensorSpec]
     ) -> None:
         self._ids = {token: number for number, token in enumerate(tokens)}
-        missing = [token for token in ("[CLS]", "[SEP]", "[UNK]", "[PAD]") if token not in self._ids]
+        missing = [token for token in SPECIAL[:4] if token not in self._ids]
         if missing:
             raise RecipeError(
                 f"the vocabulary has no {missing[0]}; expected one of WordPiece, a token a line"
             )
         self._is_lower = is_lower
-        self._length = length
+        self._most = most
+        self._length = inputs[0].shape[1]
+        known = [re.escape(token) for token in SPECIAL if token in self._ids]
+        self._special = re.compile(f"({'|'.join(known)})")
         self._inputs = tuple(inputs)
 
     def encode(self, texts: Sequence[bytes]) -> dict[str, np.ndarray]:
@@ -70,7 +76,7 @@ class WordPiece:
         }
 
     def ids(self, text: bytes) -> list[int]:
-        """The token numbers of one text, ends included, cut to the length."""
+        """The token numbers of one text, ends included, cut to the most that are kept."""
         if len(text) > MAX_TEXT_BYTES:
             raise RecipeError(f"a text of {len(text)} bytes; at most {MAX_TEXT_BYTES} are read")
         try:
@@ -78,11 +84,15 @@ class WordPiece:
         except UnicodeDecodeError as error:
             raise RecipeError(f"a text must be UTF-8: {error}") from error
         found = [self._ids["[CLS]"]]
-        for word in self._words(decoded):
-            found += self._pieces(word)
-            if len(found) >= self._length - 1:
-                break
-        return [*found[: self._length - 1], self._ids["[SEP]"]]
+        for number, part in enumerate(self._special.split(decoded)):
+            if number % 2:
+                found.append(self._ids[part])
+                continue
+            for word in self._words(part):
+                found += self._pieces(word)
+                if len(found) >= self._most - 1:
+                    break
+        return [*found[: self._most - 1], self._ids["[SEP]"]]
 
     def _words(self, text: str) -> list[str]:
         cleaned = "".join(_spaced(character) for character in text)
@@ -123,8 +133,11 @@ def make_tokenizer(vocabulary: Path, keys: Mapping[str, Any], signature: Sequenc
             f"preprocess text fits inputs of one shape (1, tokens), the model takes {sorted(shapes)}"
         )
     length = signature[0].shape[1]
-    if int(keys.get("max_length", length)) != length:
-        raise RecipeError(f"preprocess text: max_length {keys['max_length']}, the input has {length} tokens")
+    most = keys.get("max_length", length)
+    if type(most) is not int or not 2 < most <= length:
+        raise RecipeError(
+            f"preprocess text: max_length {most}, expected 3 to {length}, which the input {signature[0].name!r} has"
+        )
     try:
         tokens = vocabulary.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -132,7 +145,7 @@ def make_tokenizer(vocabulary: Path, keys: Mapping[str, Any], signature: Sequenc
     while tokens and not tokens[-1]:
         tokens.pop()
     is_lower = bool(keys.get("lower_case", True))
-    return WordPiece([t.rstrip("\r") for t in tokens], is_lower=is_lower, length=length, inputs=signature)
+    return WordPiece([t.rstrip("\r") for t in tokens], is_lower=is_lower, most=most, inputs=signature)
 
 
 def _spaced(character: str) -> str:

@@ -17,14 +17,13 @@ from edgeopt.evaluate.parity import Parity, compare_models
 from edgeopt.package import SUFFIX, opened
 from edgeopt_agent import runtimes, tensors
 from edgeopt_agent.model import open_model
+from edgeopt_wire.archive import safe_path
 from edgeopt_wire.errors import RecipeError
 from edgeopt_wire.manifest import Variant
 from edgeopt_wire.tensor import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from edgeopt.evaluate.preprocess import Preprocess
 
 RANDOM_SAMPLES = 16
 
@@ -54,9 +53,10 @@ def open_any(spec: str, threads: int = 1) -> Iterator[Opened]:
         with opened(package) as (folder, manifest, _):
             chosen = variant or manifest.variants[0].id
             with open_model(folder, manifest, chosen) as model:
-                yield Opened(
-                    manifest.signature_inputs, model.variant.outputs, manifest.preprocess, model.infer
-                )
+                keys = dict(manifest.preprocess)
+                if "vocabulary" in keys:
+                    keys["vocabulary"] = str(folder / safe_path(str(keys["vocabulary"])))
+                yield Opened(manifest.signature_inputs, model.variant.outputs, keys, model.infer)
         return
     yield from _open_file(Path(spec), threads)
 
@@ -107,12 +107,11 @@ def compare(first: str, second: str, data: str = "", *, limit: int | None = None
     Raises:
         RecipeError: The two take other inputs, or the data does not fit them.
     """
-    from edgeopt.evaluate.preprocess import Preprocess
+    from edgeopt.evaluate.preprocess import read_preprocess
     from edgeopt.evaluate.samples import load_samples, random_samples
 
     with open_any(first) as one, open_any(second) as two:
-        keys = one.preprocess or two.preprocess
-        preprocess: Preprocess | None = Preprocess.from_mapping(dict(keys)) if keys else None
+        preprocess = read_preprocess(one.preprocess or two.preprocess, one.inputs)
         if data:
             samples = load_samples(data, one.inputs, preprocess, limit=limit, seed=1)
         else:

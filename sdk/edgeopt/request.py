@@ -16,7 +16,9 @@ from edgeopt.uncalibrated import making as uncalibrated
 from edgeopt_wire.errors import RecipeError
 
 if TYPE_CHECKING:
+    from edgeopt.evaluate.preprocess import Preprocess
     from edgeopt.evaluate.samples import Samples
+    from edgeopt.evaluate.texts import TextPreprocess
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Loaded:
     training: Samples | None = None
     stand_in: Samples | None = None
     """Noise in place of calibration data, where none is wanted."""
+    preprocess: Preprocess | TextPreprocess | None = None
 
 
 def load_inputs(request: BuildRequest, plan: Plan) -> Loaded:
@@ -56,15 +59,15 @@ def load_inputs(request: BuildRequest, plan: Plan) -> Loaded:
         RecipeError: Something is not there or does not fit.
         UnsupportedError: An extra is not installed.
     """
-    from edgeopt.evaluate.preprocess import Preprocess
+    from edgeopt.evaluate.preprocess import read_preprocess
     from edgeopt.evaluate.samples import load_samples
 
     uncalibrated.check(request.recipe, request.calibration)
     source = load_source(request.model, request.recipe)
     check_extras(plan, source)
     keys = dict(request.recipe.preprocess or source.preprocess)
-    preprocess = Preprocess.from_mapping(keys) if keys else None
     inputs = source.model.inputs
+    preprocess = read_preprocess(keys, inputs)
     calibration = evaluation = training = None
     if request.calibration:
         wanted = request.recipe.calibration.samples
@@ -80,7 +83,7 @@ def load_inputs(request: BuildRequest, plan: Plan) -> Loaded:
     stand_in = (
         uncalibrated.stand_in(source, request.recipe) if uncalibrated.is_asked(request.recipe) else None
     )
-    return Loaded(source, calibration, evaluation, labels, training, stand_in)
+    return Loaded(source, calibration, evaluation, labels, training, stand_in, preprocess)
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recipe's `[serving]` and `[postprocess]` in a package: checked keys, and ONNX files whose batch axis is free.
+"""How a package is served, from a recipe: checked keys, ONNX files whose batch axis is free, a vocabulary that goes along.
 
 Rules:
 - The keys are the device's own (`edgeopt_wire.serving`, `edgeopt_agent.answers`); what a device would refuse is refused here.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeopt.recipe import Recipe
 from edgeopt_agent.model import open_model
@@ -25,6 +25,10 @@ from edgeopt_wire.errors import DocumentError, EdgeoptError, RecipeError, Unsupp
 from edgeopt_wire.manifest import Manifest
 from edgeopt_wire.seam import unknown
 from edgeopt_wire.serving import Serving
+
+if TYPE_CHECKING:
+    from edgeopt.evaluate.preprocess import Preprocess
+    from edgeopt.evaluate.texts import TextPreprocess
 
 AXIS = "batch"
 
@@ -66,6 +70,18 @@ def lay_out(source: Path, target: Path, keys: Mapping[str, Any]) -> None:
     program = onnx.load(source)
     free_batch_axis(program)
     onnx.save(program, target)
+
+
+def lay_out_preprocess(
+    stage: Path, preprocess: Preprocess | TextPreprocess | None, said: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`preprocess` of the manifest: what was `said` of photos as it stands, of texts with the vocabulary in the package."""
+    from edgeopt.evaluate.texts import FILE, TextPreprocess
+
+    if not isinstance(preprocess, TextPreprocess):
+        return dict(said)
+    (stage / FILE).write_text("\n".join(preprocess.tokens) + "\n", encoding="utf-8")
+    return preprocess.as_mapping()
 
 
 def free_batch_axis(program: Any) -> None:

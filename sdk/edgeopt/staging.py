@@ -15,7 +15,7 @@ from edgeopt.plan import BASELINE, MIN_SQNR_DB, Candidate, Plan
 from edgeopt.provenance import MAX_PROVENANCE_BYTES, PROVENANCE_PATH, envelope
 from edgeopt.reporting import repeatable
 from edgeopt.request import BuildRequest, Loaded
-from edgeopt.served_package import lay_out, manifest_extra
+from edgeopt.served_package import lay_out, lay_out_preprocess, manifest_extra
 from edgeopt.validate import Validation
 from edgeopt_wire.document import canonical_bytes, to_bytes, to_json
 from edgeopt_wire.manifest import Compatible, Manifest, Provenance, Variant
@@ -36,6 +36,7 @@ def lay_out_package(
         lay_out(made[name].file, target, recipe.serving)
     if loaded.labels:
         (stage / "labels.txt").write_text("\n".join(loaded.labels) + "\n", encoding="utf-8")
+    preprocess = lay_out_preprocess(stage, loaded.preprocess, recipe.preprocess or source.preprocess)
     provenance = Provenance(
         source_sha256=source.sha256,
         recipe_sha256=recipe.digest(),
@@ -60,7 +61,7 @@ def lay_out_package(
         baseline={"artifact": BASELINE, "file_bytes": made[BASELINE].size_bytes},
         provenance=provenance,
         labels="labels.txt" if loaded.labels else "",
-        preprocess=dict(recipe.preprocess or source.preprocess),
+        preprocess=preprocess,
         postprocess=dict(recipe.postprocess),
         extra=manifest_extra(recipe.serving),
     )
@@ -111,7 +112,9 @@ def pack(
     wanted = {variant.file for variant in manifest.variants} | {"report.json"}
     golden = (GOLDEN_INPUTS, *(variant.golden for variant in manifest.variants))
     for path in files_of(stage):
-        if path == manifest.labels or path.startswith(tuple(f"{folder}/" for folder in golden)):
+        if path in (manifest.labels, manifest.preprocess.get("vocabulary")) or path.startswith(
+            tuple(f"{folder}/" for folder in golden)
+        ):
             wanted.add(path)
     entries = file_entries(stage, wanted)
     content = sum(entry.size_bytes for entry in entries)

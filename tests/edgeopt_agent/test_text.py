@@ -39,7 +39,8 @@ SIGNATURE = [
 TEXTS = [
     "", " ", "The quick brown fox.", "running unbelievable cafés naïve", "日本語 text", "über Über ÜBER straße",
     "a\tb\nc\rd\u00a0e\u2003f", "x" * 101, "x" * 100, "don't!!", "\x00\x01\ufffdbad\x7f", "🙂 ok 🙂🙂", "e\u0301 é É",
-    "и и́ и", "many words " * 40, "$5.00 + 3% = {a|b}~", "\u200bzero\u200bwidth\u00ad", "ﬁ ligature İ I \u0131",
+    "и и́ и", "many words " * 40, "$5.00 + 3% = {a|b}~", "a [MASK] b[SEP]c [CLS][PAD] [mask] [UNK]", "[MASK]" * 30, "[[MASK]]",
+    "\u200bzero\u200bwidth\u00ad", "ﬁ ligature İ I \u0131",
 ]  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def test_inputs_are_filled_by_their_names_and_padded(vocabulary: Path) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "family"),
-    [({"lowercase": True}, RecipeError), ({"max_length": 5}, RecipeError)],
+    [({"lowercase": True}, RecipeError), ({"max_length": 25}, RecipeError), ({"max_length": 2}, RecipeError)],
 )  # fmt: skip
 def test_keys_that_do_not_fit_are_refused(
     vocabulary: Path, keys: dict[str, Any], family: type[Exception]

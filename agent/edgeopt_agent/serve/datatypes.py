@@ -104,7 +104,7 @@ def from_json(data: Any, dtype: str, shape: Sequence[int], name: str) -> np.ndar
 
 def to_json(array: np.ndarray) -> list[Any]:
     """A tensor as JSON has it: one flat list, of texts where it is BYTES."""
-    flat = array.reshape(-1).tolist()
+    flat: list[Any] = array.reshape(-1).tolist()
     if array.dtype.kind == "O":
         return [bytes(item).decode("utf-8", "replace") for item in flat]
     return flat

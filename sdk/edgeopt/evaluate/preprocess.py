@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a photo becomes a model's input: checked keys for `edgeopt_agent.images`, which host and device share."""
+"""How a photo or a text becomes a model's input: checked keys for what host and device share.
+
+`edgeopt_agent.images` reads photos; texts are `edgeopt.evaluate.texts`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,10 @@ from edgeopt_wire.tensor import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from edgeopt.evaluate.texts import TextPreprocess
+
+KINDS = ("image", "text")
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,9 @@ class Preprocess:
             RecipeError: An unknown key or a wrong type.
         """
         known = {entry.name for entry in dataclasses.fields(cls)}
+        if keys.get("kind", "image") != "image":
+            raise RecipeError(f"preprocess is of kind {keys['kind']!r}, expected that of photos")
+        keys = {key: value for key, value in keys.items() if key != "kind"}
         for key in keys:
             if key not in known:
                 raise RecipeError(f"preprocess: {seam.unknown('key', key, known)}")
@@ -85,3 +95,23 @@ class Preprocess:
             RecipeError: It is no image that Pillow reads, or the result does not fit `spec`.
         """
         return load_photo(path, self.as_mapping(), spec)
+
+
+def read_preprocess(
+    keys: Mapping[str, Any], inputs: Sequence[TensorSpec]
+) -> Preprocess | TextPreprocess | None:
+    """What `[preprocess]` of a recipe or a manifest says for a model with these inputs; None where it says nothing.
+
+    Raises:
+        RecipeError: An unknown kind, key or value, or a tokenizer that cannot be read.
+    """
+    if not keys:
+        return None
+    kind = keys.get("kind", KINDS[0])
+    if kind not in KINDS:
+        raise RecipeError(f"preprocess: {seam.unknown('kind', str(kind), KINDS)}")
+    if kind == "image":
+        return Preprocess.from_mapping(keys)
+    from edgeopt.evaluate.texts import TextPreprocess
+
+    return TextPreprocess.from_mapping(keys).fitted(inputs)

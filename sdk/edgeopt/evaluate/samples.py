@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets: a folder of images, an .npz file or a Python factory, as samples with batch 1.
+"""Data sets: a folder of images, an .npz file, texts or a Python factory, as samples with batch 1.
 
 Rules:
 - Order is by name; a limit draws a subset with a seed. The digest is of the content that is used, not of dates.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from edgeopt.evaluate.labels import Label
     from edgeopt.evaluate.photo_labels import Pending
+    from edgeopt.evaluate.texts import TextPreprocess
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 LABEL_COLUMNS = ("label", "class_index", "class", "category")
@@ -61,7 +62,7 @@ class Samples(Protocol):
 def load_samples(
     spec: str,
     inputs: tuple[TensorSpec, ...],
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | TextPreprocess | None = None,
     *,
     limit: int | None = None,
     seed: int = 0,
@@ -74,13 +75,17 @@ def load_samples(
     path = Path(spec)
     if path.is_dir():
         samples: Samples = _open_folder(path, inputs, preprocess, limit, seed)
+    elif spec.endswith(".txt"):
+        from edgeopt.evaluate.texts import open_texts
+
+        samples = open_texts(path, inputs, preprocess, lambda lines: _subset(lines, limit, seed))
     elif spec.endswith(".npz"):
         samples = _open_npz(path, inputs, limit, seed)
     elif ":" in spec:
         samples = _open_factory(spec, inputs, limit, seed)
     else:
         raise RecipeError(
-            f"cannot tell what data {spec!r} is; expected a folder of images, an .npz file, package.module:factory or "
+            f"cannot tell what data {spec!r} is; expected a folder of images, an .npz file, a .txt of texts, package.module:factory or "
             f"file.py:factory; looked at {path.absolute()}"
         )
     next(iter(samples))  # the first sample is read now, so that a wrong shape is said now
@@ -136,7 +141,7 @@ def random_samples(inputs: tuple[TensorSpec, ...], count: int, *, seed: int) -> 
 
 
 def _open_folder(
-    folder: Path, inputs: tuple[TensorSpec, ...], preprocess: Preprocess | None, limit: int | None, seed: int
+    folder: Path, inputs: tuple[TensorSpec, ...], preprocess: object, limit: int | None, seed: int
 ) -> _Photos:
     if len(inputs) != 1 or len(inputs[0].shape) != 4:
         found = ", ".join(f"{spec.name} {spec.shape}" for spec in inputs)
@@ -144,7 +149,7 @@ def _open_folder(
             f"a folder of images fits a model with one 4-axis input, this one has {found}; use an .npz file"
         )
     spec = inputs[0]
-    if preprocess is None:
+    if not isinstance(preprocess, Preprocess):
         side = spec.shape[1] if spec.layout == "NHWC" else spec.shape[2]
         raise RecipeError(
             "nothing says how a photo becomes this model's input, and guessing would spoil every figure; put "
