@@ -20,6 +20,8 @@ crop = 224
 mean = [0.485, 0.456, 0.406]
 std = [0.229, 0.224, 0.225]
 
+# kind = "text"                       # or how a text does, with `vocabulary`, `lower_case`, `max_length`; docs/build.md
+
 [postprocess]                         # what a device answers beside the outputs; docs/serving.md has the kinds
 kind = "classify"
 top = 5

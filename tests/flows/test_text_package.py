@@ -177,6 +177,14 @@ def test_a_folder_with_a_tokenizer_becomes_a_package_that_takes_sentences(folder
     (folder.parent / "ask.txt").write_text(TEXTS[0])
     asked = read_data(folder.parent / "ask.txt", manifest, store.slot("words", "A"))
     assert asked["input_ids"][0].tolist() == [*reference.encode(TEXTS[0]).ids[:LENGTH]]
+    ran = subprocess.run(
+        [EDGEOPT, "run", package, folder.parent / "ask.txt", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["outputs"]["hidden"]["shape"] == [1, LENGTH, WIDTH]
 
 
 @pytest.mark.parametrize(

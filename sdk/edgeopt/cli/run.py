@@ -25,7 +25,7 @@ VALUES_SHOWN = 16
 @click.option("--variant", "chosen", help="Default: the first that runs on this machine's CPU.")
 @json_option
 def command(package: Path, data: Path, chosen: str | None, as_json: bool) -> None:
-    """Run PACKAGE on DATA: an image, a .npy file with one sample, or an .npz file with the model's inputs."""
+    """Run PACKAGE on DATA: an image, a text file, a .npy file with one sample, or an .npz file with the model's inputs."""
     from edgeopt.package import opened
     from edgeopt_agent.inference import read_data
     from edgeopt_agent.model import open_model
@@ -37,7 +37,7 @@ def command(package: Path, data: Path, chosen: str | None, as_json: bool) -> Non
             raise UnsupportedError(
                 f"{manifest.title} has no variant for a CPU; name one with --variant on its device"
             )
-        inputs = read_data(data, manifest)
+        inputs = read_data(data, manifest, folder)
         with open_model(folder, manifest, chosen or on_cpu[0]) as model:
             outputs = model.infer(inputs)
             variant = model.variant.id
