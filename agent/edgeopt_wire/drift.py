@@ -122,7 +122,7 @@ def judge(
     reference: Reference, counts: Mapping[str, Sequence[int]], means: Mapping[str, float]
 ) -> tuple[Verdict, ...]:
     """Compare a window with its reference: each number that both know, the one furthest above its limit first."""
-    known = [name for name in reference.features if name in counts and sum(counts[name])]
+    known = [name for name in reference.features if any(counts.get(name, ()))]
     found = []
     for name in known:
         feature, seen = reference.features[name], counts[name]

@@ -30,6 +30,7 @@ from edgeopt.compress import make_artifacts
 from edgeopt.coverage import Coverage
 from edgeopt.coverage import read as read_coverage
 from edgeopt.cures import is_corrected
+from edgeopt.expectations import with_expectations
 from edgeopt.mixed import Mixed, search_mixed, with_mixed
 from edgeopt.package import SUFFIX, report_path, write_manifest
 from edgeopt.plan import BASELINE, Plan, make_plan
@@ -113,6 +114,10 @@ def build(request: BuildRequest, cache: Cache, progress: Progress) -> BuildOutco
         if loaded.stand_in is not None:
             validation = _blind(validation, loaded, request)
         manifest = replace(manifest, variants=with_quality(manifest.variants, plan, validation))
+        with progress.stage("learn what a device should see"):
+            manifest = with_expectations(
+                stage, manifest, evaluation=loaded.evaluation, calibration=loaded.calibration
+            )
         coverage = _read_coverage(plan, made, loaded, progress)
         attributions = _attribute(plan, made, loaded, bench)
         measured = _measure(stage, manifest, plan, progress, quick=request.quick)
