@@ -13,7 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgeopt.artifacts import Adapted, Made, lower, optimize
-from edgeopt.cures import Case, weights_equalized
+from edgeopt.cures import Case, weights_equalized, with_notes
+from edgeopt.floats import Floats
 from edgeopt.passes import Order
 from edgeopt.passes.cast_floats import Options as FloatOptions
 from edgeopt.passes.quantize_dynamic import Options as DynamicOptions
@@ -57,18 +58,19 @@ def make_artifacts(
                 "module:factory), or ask for other precisions in the recipe; where there is none, [calibration] "
                 'method = "batchnorm" in the recipe makes uncalibrated int8 files of a model that has batch normalizations'
             )
-    floats = {name: lower(name, source.model, source.sha256, bench) for name in plan.formats}
+    floats = Floats(plan, source, bench)
     fused = _fused(plan, floats, recipe, bench)
     bases = prepared(plan, source, fused, samples=samples, recipe=recipe, bench=bench, is_cured=is_cured)
     made = uncalibrated.make_int8(plan, source, fused, recipe, bench) if is_blind else {}
     for artifact in plan.artifacts:
         if artifact.id in made:
             continue
-        base = fused[artifact.format] if artifact.pass_name else floats[artifact.format]
         if artifact.precision == "int8":
             base = bases[artifact.format]
         elif artifact.precision == "int8-dynamic":
             base = _dynamic_base(artifact, fused, source, samples, recipe=recipe, bench=bench)
+        else:
+            base = (fused if artifact.pass_name else floats)[artifact.format]
         if artifact.pass_name:
             made[artifact.id] = make_artifact(
                 artifact, base, source, samples, plan=plan, recipe=recipe, bench=bench
@@ -101,13 +103,13 @@ def make_artifact(
     return made
 
 
-def _fused(plan: Plan, floats: Mapping[str, Made], recipe: Recipe, bench: Workbench) -> dict[str, Made]:
+def _fused(plan: Plan, floats: Floats, recipe: Recipe, bench: Workbench) -> Floats:
     """The float models that passes start from: the ONNX one with all fused that belongs to its layers."""
     if not any(artifact.format == "onnx" and artifact.pass_name for artifact in plan.artifacts):
-        return dict(floats)
+        return floats
     order = Order(options=recipe.options("fuse_operators"))
     wanted = Artifact("onnx-fused", "onnx", "fp32")
-    return {**floats, "onnx": optimize(wanted, floats["onnx"], order, None, bench, by="fuse_operators")}
+    return floats.but("onnx", optimize(wanted, floats["onnx"], order, None, bench, by="fuse_operators"))
 
 
 def _corrected(made: Made, order: Order, samples: Samples | None, recipe: Recipe, bench: Workbench) -> Made:
@@ -136,9 +138,8 @@ def _dynamic_base(
     bench: Workbench,
 ) -> Made:
     """The float model that run-time ranges start from in an artifact's format: smoothed once, on the ONNX form."""
-    plain = floats[artifact.format]
     if artifact.format != "onnx" and (samples is None or recipe.effort == "quick"):
-        return plain
+        return floats[artifact.format]
     smoothed = _smoothed(floats["onnx"], source, samples, recipe=recipe, bench=bench)
     if artifact.format == "onnx":
         return smoothed
@@ -148,7 +149,7 @@ def _dynamic_base(
         return replace(lowered, hub=smoothed.file)
     except UnsupportedError as error:
         note = f"activations not smoothed, because the smoothed model cannot be lowered to {artifact.format}: {error}"
-        return replace(plain, description=replace(plain.description, notes=(*plain.description.notes, note)))
+        return with_notes(floats[artifact.format], note)
 
 
 def _smoothed(

@@ -57,7 +57,7 @@ def prepared(
     recipe: Recipe,
     bench: Workbench,
     is_cured: bool = True,
-) -> dict[str, Made]:
+) -> Mapping[str, Made]:
     """The float models that int8 artifacts start from, by format; without `is_cured` none is mended (`edgeopt.cures`).
 
     The prepared ONNX model enters the other formats through the hub. Where an operator of it cannot, that format keeps
@@ -66,14 +66,14 @@ def prepared(
     """
     has_int8 = any(artifact.precision == "int8" for artifact in plan.artifacts)
     if not has_int8 or samples is None:
-        return dict(floats)
+        return floats
     base = floats.get("onnx") or lower("onnx", source.model, source.sha256, bench)
     preparing = _Preparing(
         plan, source, replace(base, origin=base.file), samples, recipe, bench, is_cured=is_cured
     )
     shared, own = _preparation(plan, base, preparing.adapted, recipe=recipe, bench=bench)
     mended, said = preparing.mend(own, ["onnx"])
-    found = {**floats, "onnx": mended}
+    found = {"onnx": mended}
     others = [name for name in plan.formats if name != "onnx"]
     if not others:
         return found
@@ -85,9 +85,9 @@ def prepared(
         if name in FROM_ONNX:
             found[name] = rounded
         elif is_changed:
-            found[name] = _entered(name, rounded, floats[name], said, bench)
+            found[name] = _entered(name, rounded, floats, said, bench)
         else:
-            found[name] = with_notes(found[name], *said)
+            found[name] = with_notes(floats[name], *said)
     return found
 
 
@@ -205,11 +205,13 @@ def _first_scheme(plan: Plan, formats: Sequence[str]) -> Scheme | None:
     return next(schemes, None)
 
 
-def _entered(name: str, rounded: Made, plain: Made, said: tuple[str, ...], bench: Workbench) -> Made:
+def _entered(
+    name: str, rounded: Made, floats: Mapping[str, Made], said: tuple[str, ...], bench: Workbench
+) -> Made:
     """The prepared model in another format, or that format's own with a note where an operator cannot enter it."""
     try:
         lowered = lower(name, rounded.model(), file_digest(rounded.file), bench, of="rounded ")
     except UnsupportedError as error:
         note = f"weights rounded to nearest, because the rounded model cannot be lowered to {name}: {error}"
-        return with_notes(plain, note)
+        return with_notes(floats[name], note)
     return replace(with_notes(lowered, *said), hub=rounded.file)

@@ -2,7 +2,7 @@
 """This project, with what a recipe does by default, from the same float source and samples as every peer.
 
 ONNX files are made of the float ONNX file that the peers get; LiteRT files of what a user has, so their time includes
-bringing it to LiteRT (`stages` says how much). Precisions are the recipe's, else chosen as `edgeopt build` chooses.
+bringing it to LiteRT (`stages` says how much). Float files that a build would make beside, to compare with, are not made. Precisions are the recipe's, else chosen as `edgeopt build` chooses.
 """
 
 from __future__ import annotations
@@ -107,9 +107,7 @@ def _plan(source: Source, recipe: Recipe, work: Work, form: str) -> Plan:
         made = ", ".join(sorted({artifact.id for artifact in plan.artifacts if artifact.precision != "fp32"}))
         raise Unavailable(f"a build of this model makes no {form} file below float, but {made}")
     floats = [
-        artifact
-        for artifact in plan.artifacts
-        if artifact.precision == "fp32" and artifact.format in ("onnx", wanted[0].format)
+        artifact for artifact in plan.artifacts if artifact.precision == "fp32" and artifact.format == "onnx"
     ]
     return dataclasses.replace(plan, artifacts=(*floats, *wanted))
 
