@@ -2,8 +2,9 @@
 """Our files beside the best of all others, a line a model and runtime: what a reader looks for first.
 
 Two peers stand in a line: the one with the highest SQNR, and the one with the lowest p50 on one thread; they are rarely
-the same. A float file is no peer; files of 4-bit weights are compared with such only, and of ours the one with the
-highest SQNR is shown.
+the same, and the share of multiply-accumulates that each computes in integers stands beside it. A float file is no peer,
+and neither is an int8 file that computes in floats among the most faithful: it is as good as floats are (`runs`). Files
+of 4-bit weights are compared with such only, and of ours the one with the highest SQNR is shown.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ HEADS = (
     "model", "runtime", "weights", "SQNR dB", "best other's", "metric (float's)", "of float's size",
     "times faster than float, 1 thread", "p50 / fastest other's", "peak of the build MiB (fastest other's)",
 )  # fmt: skip
+MOSTLY = 0.5
+"""From this share of multiply-accumulates in integers on a file runs in integers, or from ours on where that is less."""
+
 PLAIN = "nearest"
 """Rows of ours that show what rounding gains are left out."""
 
@@ -49,7 +53,7 @@ def _sqnr(row: Row) -> float:
 
 
 def _compare(ours: Row, others: Sequence[Row], base: Row | None) -> tuple[str, ...]:
-    best = max(others, key=_sqnr, default=None)
+    best = max((row for row in others if runs(row, ours)), key=_sqnr, default=None)
     timed = [row for row in others if "1" in row.p50_ns]
     fastest = min(timed, key=lambda row: row.p50_ns["1"], default=None)
     own = ours.p50_ns.get("1")
@@ -57,13 +61,24 @@ def _compare(ours: Row, others: Sequence[Row], base: Row | None) -> tuple[str, .
     behind = own / fastest.p50_ns["1"] if own and fastest else None
     return (
         f"{_sqnr(ours):.1f}",
-        f"{_sqnr(best):.1f} ({best.name})" if best else "-",
+        f"{_sqnr(best):.1f} ({best.name}; {_share(best)})" if best else "-",
         f"{ours.metric} {_number(ours.value, 3)} ({_number(base.value if base else None, 3)})",
         _number(ours.of_float, 2),
         _number(faster, 2),
-        f"{_number(behind, 2)} ({fastest.name})" if fastest else "-",
+        f"{_number(behind, 2)} ({fastest.name}; {_share(fastest)})" if fastest else "-",
         f"{_peak(ours)} ({_peak(fastest) if fastest else '-'})",
     )
+
+
+def runs(row: Row, ours: Row) -> bool:
+    """Whether a file computes in integers; one that cannot be read counts, and the line says that it was not read."""
+    if row.bits != 8 or row.integer_share is None:
+        return True
+    return row.integer_share >= min(MOSTLY, ours.integer_share or MOSTLY)
+
+
+def _share(row: Row) -> str:
+    return "integers not read" if row.integer_share is None else f"{100 * row.integer_share:.0f} % integers"
 
 
 def _number(value: float | None, digits: int) -> str:
