@@ -157,17 +157,28 @@ class Ack:
 
 @dataclass(frozen=True)
 class Pull:
-    """A device asks for chunks of a blob: runs of (first chunk, count)."""
+    """A device asks for chunks of a blob: runs of (first chunk, count).
+
+    `lane` (`edgeopt_wire.lanes`): the lane on which it listens and where they shall come, 0 where it would take an offer
+    of lanes, None for its own stream and nothing else. A control plane that knows no lanes sends on the own stream.
+    """
 
     SCHEMA = "edgeopt.pull/1"
 
     sha256: str
     runs: tuple[tuple[int, int], ...]
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_digest(self.sha256)
         if any(first < 0 or count < 1 for first, count in self.runs):
             raise ValueError("a run is (first >= 0, count >= 1)")
+
+    @property
+    def lane(self) -> int | None:
+        """See above."""
+        found = self.extra.get("lane")
+        return found if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,11 @@ UP = ("presence", "reported", "event", "pull", "meta")
 """What a device publishes."""
 DOWN = ("desired", "ack", "chunk", "refused", "meta-reply", "cmd")
 """What the control plane publishes."""
+SHARED, BLOB = "-", "blob"
+"""Stands for the device in the topics of lanes, which several devices read; only the control plane publishes there."""
+
+OFFER = "lanes"
+"""Stands in the place of a chunk's number: an offer (`edgeopt_wire.lanes`), not a chunk."""
 
 _PART = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -41,6 +46,16 @@ def chunk(tenant: str, device: str, sha256: str, index: int) -> str:
     return f"{topic(tenant, device, 'chunk')}/{sha256[:16]}/{index}"
 
 
+def offer(tenant: str, device: str, sha256: str) -> str:
+    """Where an offer of lanes comes: among the device's chunks, which every device listens to."""
+    return f"{topic(tenant, device, 'chunk')}/{sha256[:16]}/{OFFER}"
+
+
+def lane(tenant: str, kib_s: int, sha256: str) -> str:
+    """The topic of a blob on the lane of `kib_s` KiB a second; the number of a chunk follows as one more level."""
+    return f"{PREFIX}/{check_part(tenant, 'tenant')}/{SHARED}/{BLOB}/{kib_s:d}/{sha256[:16]}"
+
+
 def every_device(tenant: str, what: str) -> str:
     """The control plane's subscription to `what` of all devices."""
     return f"{PREFIX}/{check_part(tenant, 'tenant')}/+/{what}"
@@ -53,6 +68,6 @@ def parse(name: str) -> tuple[str, str, str, tuple[str, ...]]:
         DocumentError: Not a topic of ours.
     """
     parts = name.split("/")
-    if len(parts) < 5 or "/".join(parts[:2]) != PREFIX or parts[4] not in UP + DOWN:
+    if len(parts) < 5 or "/".join(parts[:2]) != PREFIX or parts[4] not in (*UP, *DOWN, BLOB):
         raise DocumentError(f"{name!r} is no topic of version 1 of the protocol")
     return check_part(parts[2], "tenant"), check_part(parts[3], "device"), parts[4], tuple(parts[5:])

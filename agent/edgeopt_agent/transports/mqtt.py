@@ -88,12 +88,15 @@ class MqttOptions:
     blobs: str = ""
     blobs_ca: str = ""
     keepalive_s: int = 120
+    pull_kib_s: int = 0
 
     def __post_init__(self) -> None:
         if not MIN_KEEPALIVE_S <= self.keepalive_s <= MAX_KEEPALIVE_S:
             raise RecipeError(
                 f"transport: keepalive_s must be {MIN_KEEPALIVE_S} to {MAX_KEEPALIVE_S}, found {self.keepalive_s}"
             )
+        if self.pull_kib_s < 0:
+            raise RecipeError(f"transport: pull_kib_s must be 0 (no limit) or more, found {self.pull_kib_s}")
         if not self.ca and not self.insecure and self.host not in ("127.0.0.1", "::1", "localhost"):
             raise RecipeError(
                 f"transport: {self.host} is not this machine and there is no `ca`; MQTT without TLS shows everything to "
@@ -125,6 +128,8 @@ class MqttTransport:
         self._owed_since: float | None = None
         self._client: Any = None
         self._max_packet = 0
+        self._first_subscription = 0
+        self._is_telling = False
         self._clock: TrustedClock | None = None
         self._last_report: bytes | None = None
         pace = Pace(FIRST_DELAY_S, MAX_DELAY_S, AWAY_DELAY_S, SETTLED_S)
@@ -155,7 +160,8 @@ class MqttTransport:
         if self._blobs is not None:
             waiting = self._blobs.pull(index, waiting, keep)
         self.require_online()
-        Puller(self, self._answers, silence_s=CHUNK_TIMEOUT_S).pull(index, waiting, keep)
+        puller = Puller(self, self._answers, silence_s=CHUNK_TIMEOUT_S)
+        puller.pull(index, waiting, keep, limit_bytes_s=self._options.pull_kib_s * 1024)
 
     def report(self, reported: Reported) -> None:
         """Publish the state, retained; the newest is published again after every reconnect."""
@@ -170,6 +176,7 @@ class MqttTransport:
                 "a batch of %d bytes does not fit the broker's limit of %d", len(payload), self._max_packet
             )
             return False
+        self._is_telling = True
         return self.publish("event", payload)
 
     def close(self) -> None:
@@ -193,17 +200,33 @@ class MqttTransport:
         """Whether what is published now is handed over."""
         return self._online.is_set()
 
+    @property
+    def is_telling(self) -> bool:
+        """Whether events were sent and are not acknowledged yet."""
+        return self._is_telling
+
+    def listen(self, kib_s: int, sha256: str) -> int:
+        """Subscribe to a lane of a blob; its number comes back among the answers, under the word `lane`."""
+        filter_ = f"{topics.lane(self._identity.tenant, kib_s, sha256)}/#"
+        return (self._client.subscribe(filter_, qos=0)[1] or 0) if self._online.is_set() else 0
+
+    def stop_listening(self, kib_s: int, sha256: str) -> None:
+        """End such a subscription."""
+        if self._online.is_set():
+            self._client.unsubscribe(f"{topics.lane(self._identity.tenant, kib_s, sha256)}/#")
+
     def require_online(self) -> None:
         """Wait a little for the broker; TransportError if it stays away."""
         if not self._online.wait(REPLY_TIMEOUT_S):
             raise TransportError(f"the broker {self._options.host}:{self._options.port} is away")
 
-    def publish(self, what: str, payload: bytes, *, retain: bool = False) -> bool:
-        """Hand a message over at QoS 1; False where nobody listens."""
+    def publish(self, what: str, payload: bytes, *, retain: bool = False, qos: int = 1) -> bool:
+        """Hand a message over; False where nobody listens."""
         if not self._online.is_set():
             return False
-        self._owed_since = self._owed_since or time.monotonic()
-        return bool(self._client.publish(self._topic(what), payload, qos=1, retain=retain).rc == 0)
+        if qos:
+            self._owed_since = self._owed_since or time.monotonic()
+        return bool(self._client.publish(self._topic(what), payload, qos=qos, retain=retain).rc == 0)
 
     def _keep_connected(self) -> None:
         while not self._stopping.is_set():
@@ -293,11 +316,16 @@ class MqttTransport:
             return
         wanted = [("desired", 1), ("ack", 1), ("refused", 1), ("meta-reply", 1)]
         filters = [(self._topic(what), SubscribeOptions(qos=qos)) for what, qos in wanted]
-        client.subscribe([*filters, (f"{self._topic('chunk')}/#", SubscribeOptions(qos=0))])
+        filters.append((f"{self._topic('chunk')}/#", SubscribeOptions(qos=0)))
+        self._is_telling = False
+        self._first_subscription = client.subscribe(filters)[1]
 
-    def _on_subscribe(self, client: Any, _user: Any, _mid: Any, reasons: Any, _properties: Any) -> None:
+    def _on_subscribe(self, client: Any, _user: Any, mid: Any, reasons: Any, _properties: Any) -> None:
         """Online counts from here: what is asked before could be answered into nothing."""
         refused = [str(reason) for reason in reasons if reason.is_failure]
+        if mid != self._first_subscription:
+            self._answer("lane", (str(mid),), ", ".join(refused).encode())
+            return
         if refused:
             _log.error("the broker refused a subscription of this device: %s", ", ".join(refused))
             self._lost.set()
@@ -324,19 +352,26 @@ class MqttTransport:
         self._owed_since = None
         try:
             _, device, what, rest = topics.parse(message.topic)
-            if device != self._identity.device:
+            if what == topics.BLOB and device == topics.SHARED:
+                self._answer(what, rest, bytes(message.payload))
+            elif device != self._identity.device:
                 return
-            if what == "desired":
+            elif what == "desired":
                 if message.payload:
                     self._tell(Wanted(bytes(message.payload)))
             elif what == "ack":
+                self._is_telling = False
                 self._tell(Acknowledged(from_bytes(Ack, bytes(message.payload))))
             else:
-                self._answers.put_nowait((what, rest, bytes(message.payload)))
+                self._answer(what, rest, bytes(message.payload))
         except DocumentError as error:
             _log.warning("a message on %s is ignored: %s", message.topic, error)
+
+    def _answer(self, what: str, rest: tuple[str, ...], payload: bytes) -> None:
+        try:
+            self._answers.put_nowait((what, rest, payload))
         except queue.Full:
-            _log.debug("an answer on %s is dropped; it is asked for again", message.topic)
+            _log.debug("an answer (%s) is dropped; it is asked for again", what)
 
     def _tell(self, message: Message) -> None:
         try:

@@ -45,6 +45,7 @@ class Catalog:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._read: tuple[bytes, list[Entry]] = (b"", [])
 
     def entries(self) -> list[Entry]:
         """Every published package, in the order of target paths.
@@ -52,6 +53,21 @@ class Catalog:
         Raises:
             StoreError: The repository cannot be read.
         """
+        stamp = self._stamp()
+        if stamp and stamp == self._read[0]:
+            return list(self._read[1])
+        found = self._read_entries()
+        self._read = (stamp, found)
+        return list(found)
+
+    def _stamp(self) -> bytes:
+        """What changes whenever something is published; empty where there is nothing."""
+        try:
+            return (self.folder / "metadata" / "timestamp.json").read_bytes()
+        except OSError:
+            return b""
+
+    def _read_entries(self) -> list[Entry]:
         found = []
         for path, info in sorted(self._targets().items()):
             if path.startswith("models/"):
@@ -106,15 +122,23 @@ class Catalog:
             StoreError: The blob cannot be read.
         """
         sent = 0
+        for first, count in pull.runs:
+            for number in range(first, min(first + count, len(index.chunks))):
+                if sent == MAX_CHUNKS_A_PULL:
+                    return
+                yield number, self.chunk(index, number)
+                sent += 1
+
+    def chunk(self, index: PackageIndex, number: int) -> bytes:
+        """One chunk of a package.
+
+        Raises:
+            StoreError: The blob cannot be read.
+        """
         try:
-            with (self.folder / "blobs" / index.sha256).open("rb") as file:
-                for first, count in pull.runs:
-                    for number in range(first, min(first + count, len(index.chunks))):
-                        if sent == MAX_CHUNKS_A_PULL:
-                            return
-                        file.seek(number * index.chunk_bytes)
-                        yield number, file.read(index.chunk_length(number))
-                        sent += 1
+            with (self.folder / "blobs" / index.sha256).open("rb", buffering=0) as file:
+                file.seek(number * index.chunk_bytes)
+                return file.read(index.chunk_length(number))
         except OSError as error:
             raise StoreError(f"cannot read the package {index.sha256[:12]}: {error.strerror}") from error
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from edgeopt.fleet import rules
@@ -265,6 +265,26 @@ class Control:
                 if sha256 in offered:
                     return offered[sha256]
         return None
+
+    def sharers(self, sha256: str) -> int:
+        """How many devices that are here now are told to run what these bytes are of, and have not finished."""
+        targets = [
+            entry.target
+            for entry in self.catalog.entries()
+            if sha256 in {blob.sha256 for blob in (entry.index, *deltas_of(entry.index).values())}
+        ]
+        asked = (
+            select(func.count(func.distinct(Member.device_id)))
+            .join(Device, Device.id == Member.device_id)
+            .where(
+                Member.target.in_(targets),
+                Member.offered_at.is_not(None),
+                Member.status.not_in(rules.FINAL),
+                Device.online,
+            )
+        )
+        with self._sessions() as session:
+            return session.scalar(asked) or 0
 
     def _choose(
         self, session: Session, entries: Iterable[Entry], classes: Sequence[str], names: Sequence[str]

@@ -5,6 +5,7 @@ Rules:
 - Callbacks only enqueue; one thread works. An acknowledgement is sent after the database has committed.
 - A broker may forget what it retained: after every connect all desired documents are published again, and a device
   that reports an old revision gets its document again.
+- Packages' bytes are the business of `courier`, on the same connection.
 - The device in a topic must be the device in the document; an answer goes to that device's topics only.
 """
 
@@ -25,6 +26,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgeopt.fleet.control import Control
+from edgeopt.fleet.courier import Courier
 from edgeopt_wire import topics
 from edgeopt_wire.document import from_bytes, to_bytes
 from edgeopt_wire.errors import DocumentError, EdgeoptError, TransportError
@@ -75,6 +77,7 @@ class Worker:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="fleet-worker", daemon=True)
         self._client = self._make_client()
+        self._courier = Courier(tenant, control, control.catalog.chunk, self._send_chunk)
         self._handlers: dict[str, Callable[[str, bytes], None]] = {
             "presence": self._presence,
             "reported": self._reported,
@@ -107,11 +110,13 @@ class Worker:
             raise TransportError(
                 f"the broker at {where} did not accept the connection within {CONNECT_TIMEOUT_S:.0f} s"
             )
+        self._courier.start()
         self._thread.start()
 
     def stop(self) -> None:
         """Finish the message in hand and disconnect."""
         self._stopping.set()
+        self._courier.stop()
         if self._thread.is_alive():
             self._thread.join(10)
         self._client.disconnect()
@@ -124,21 +129,21 @@ class Worker:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
+        client.on_publish = lambda *_: self._courier.taken()
         client.on_socket_open = _no_delay
         client.reconnect_delay_set(1, 30)
         if self._address.ca:
             client.tls_set(self._address.ca, self._address.certificate or None, self._address.key or None)
         return client
 
-    def _on_connect(
-        self, client: mqtt.Client, _user: Any, _flags: Any, reason: Any, _properties: Any
-    ) -> None:
+    def _on_connect(self, client: mqtt.Client, _user: Any, _flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
             _log.error("the broker refused the control plane: %s", reason)
             return
         client.subscribe(
             [(topics.every_device(self._tenant, what), SubscribeOptions(qos=1)) for what in topics.UP]
         )
+        self._courier.connected(getattr(properties, "MaximumPacketSize", 0) or 0)
         self._resend.set()
         self._connected.set()
 
@@ -202,7 +207,10 @@ class Worker:
 
     def _presence(self, device: str, payload: bytes) -> None:
         if payload:
-            self._control.take_presence(_own(Presence, device, payload))
+            presence = _own(Presence, device, payload)
+            self._control.take_presence(presence)
+            if not presence.online:
+                self._courier.gone(device)
 
     def _reported(self, device: str, payload: bytes) -> None:
         if self._control.take_report(_own(Reported, device, payload)):
@@ -215,13 +223,12 @@ class Worker:
 
     def _pull(self, device: str, payload: bytes) -> None:
         pull = from_bytes(Pull, payload)
-        index = self._control.allowed_index(device, pull.sha256)
-        if index is None:
-            reason = "this device is not told to run a package with these bytes"
-            self._send(device, "refused", to_bytes(PullRefused(pull.sha256, reason)))
-            return
-        for number, chunk in self._control.catalog.chunks(pull, index):
-            self._client.publish(topics.chunk(self._tenant, device, pull.sha256, number), chunk, qos=0)
+        offer = self._courier.ask(device, pull)
+        if offer is not None and offer.refusal:
+            self._send(device, "refused", to_bytes(PullRefused(pull.sha256, offer.refusal)))
+        elif offer is not None and offer.lanes is not None:
+            topic = topics.offer(self._tenant, device, pull.sha256)
+            self._client.publish(topic, to_bytes(offer.lanes), qos=1)
 
     def _meta(self, device: str, payload: bytes) -> None:
         request = from_bytes(MetaRequest, payload)
@@ -231,6 +238,10 @@ class Worker:
             self._send(device, "meta-reply", to_bytes(MetaReply(request.id, True, 0, len(signed), text)))
             return
         self._send(device, "meta-reply", to_bytes(self._control.catalog.answer(request)))
+
+    def _send_chunk(self, topic: str, content: bytes) -> mqtt.MQTTMessageInfo | None:
+        receipt = self._client.publish(topic, content, qos=0)
+        return receipt if receipt.rc == mqtt.MQTT_ERR_SUCCESS else None
 
     def _send(self, device: str, what: str, payload: bytes, *, retain: bool = False) -> None:
         self._client.publish(topics.topic(self._tenant, device, what), payload, qos=1, retain=retain)
