@@ -70,7 +70,7 @@ def create_key(folder: Path, name: str, passphrase: str = "") -> CryptoSigner:
     signer = CryptoSigner.generate_ed25519()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write_private(key_path(folder, name), _encoded(signer, passphrase))
+        write_private(key_path(folder, name), _encoded(signer, passphrase))
     except FileExistsError as error:
         raise RecipeError(
             f"{key_path(folder, name)} is there already, and losing a key is worse than making none; "
@@ -140,19 +140,28 @@ def load_signer(folder: Path, role: str, ask: Ask | None = None) -> CryptoSigner
         StoreError: It is not there, or others may read it.
         TrustError: The passphrase is wrong, or the file is no key.
     """
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
     from securesystemslib.signer import CryptoSigner
 
-    path = key_path(folder, role)
-    pem = _read_private(path)
+    return CryptoSigner(load_private_key(key_path(folder, role), ask))
+
+
+def load_private_key(path: Path, ask: Ask | None = None, *, made_by: str = "") -> Any:
+    """Load a private key file; an encrypted one takes `$EDGEOPT_KEY_PASSPHRASE`, else asks. `made_by` makes a new one.
+
+    Raises:
+        StoreError: It is not there, or others may read it.
+        TrustError: The passphrase is wrong, or the file is no key.
+    """
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    pem = _read_private(path, made_by or f"make keys with `edgeopt keys create {path.parent}`")
     passphrase = ""
     if b"ENCRYPTED" in pem:
         passphrase = os.environ.get(PASSPHRASE_VARIABLE, "") or (ask(str(path)) if ask else "")
         if not passphrase:
             raise TrustError(f"{path} has a passphrase; set {PASSPHRASE_VARIABLE}")
     try:
-        key = load_pem_private_key(pem, passphrase.encode() or None)
-        return CryptoSigner(key)
+        return load_pem_private_key(pem, passphrase.encode() or None)
     except (ValueError, TypeError) as error:
         raise TrustError(f"{path} cannot be opened: wrong passphrase, or no PKCS #8 key ({error})") from error
 
@@ -162,7 +171,7 @@ def key_path(folder: Path, role: str) -> Path:
     return folder / f"{role}.pem"
 
 
-def _read_private(path: Path) -> bytes:
+def _read_private(path: Path, advice: str) -> bytes:
     try:
         mode = path.stat().st_mode
         if mode & _OTHERS:
@@ -172,25 +181,31 @@ def _read_private(path: Path) -> bytes:
             )
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise StoreError(
-            f"there is no key {path}; make keys with `edgeopt keys create {path.parent}`"
-        ) from error
+        raise StoreError(f"there is no key {path}; {advice}") from error
     except OSError as error:
         raise StoreError(f"cannot read the key {path}: {error.strerror}") from error
 
 
 def _encoded(signer: CryptoSigner, passphrase: str) -> bytes:
-    from cryptography.hazmat.primitives.serialization import (
-        BestAvailableEncryption,
-        Encoding,
-        PrivateFormat,
-        load_pem_private_key,
-    )
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     if not passphrase:
         return bytes(signer.private_bytes)
-    key = load_pem_private_key(signer.private_bytes, None)
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(passphrase.encode()))
+    return encoded_key(load_pem_private_key(signer.private_bytes, None), passphrase)
+
+
+def encoded_key(key: Any, passphrase: str = "") -> bytes:
+    """A private key as PKCS #8 PEM, encrypted where there is a passphrase."""
+    from cryptography.hazmat.primitives.serialization import (
+        BestAvailableEncryption,
+        Encoding,
+        NoEncryption,
+        PrivateFormat,
+    )
+
+    protection = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+    pem: bytes = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection)
+    return pem
 
 
 def _write_public(path: Path, key: Any) -> None:
@@ -201,7 +216,12 @@ def _write_public(path: Path, key: Any) -> None:
         raise StoreError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _write_private(path: Path, pem: bytes) -> None:
+def write_private(path: Path, pem: bytes) -> None:
+    """Write a private key to a new file that only its owner reads, flushed to the disk.
+
+    Raises:
+        FileExistsError: It is there already; a key is never overwritten.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(pem)

@@ -12,18 +12,11 @@ from urllib.parse import urlencode
 
 import click
 
+from edgeopt.cli._enrolment import add_to
 from edgeopt.cli._output import emit, json_option
+from edgeopt.cli._table import table
 from edgeopt.cli.keys import ask_passphrase
-from edgeopt.fleet.client import DEFAULT_URL, call
-
-fleet_option = click.option(
-    "--fleet",
-    "url",
-    default=DEFAULT_URL,
-    show_default=True,
-    envvar="EDGEOPT_FLEET",
-    help="Address of the fleet.",
-)
+from edgeopt.fleet.client import call, fleet_option
 
 
 @click.group("fleet")
@@ -61,6 +54,37 @@ def command() -> None:
     multiple=True,
     help="A name beside localhost that page and API are reached by; repeatable.",
 )
+@click.option(
+    "--authority",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the fleet's certificate authority: devices enrol with tokens, over HTTPS.",
+)
+@click.option(
+    "--enrol-listen", default="127.0.0.1", show_default=True, help="Address on which devices may enrol."
+)
+@click.option("--enrol-port", default=8443, show_default=True, help="Port on which devices may enrol.")
+@click.option(
+    "--enrol-host",
+    "enrol_hosts",
+    multiple=True,
+    default=("localhost", "127.0.0.1"),
+    help="A name or address that devices reach it by; the first is told to them.  [default: localhost]",
+)
+@click.option(
+    "--broker-files",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of `edgeopt fleet broker`: its access and revocation lists are kept here.",
+)
+@click.option(
+    "--broker-reload", default="", metavar="COMMAND", help="Makes the broker read them.  [default: SIGHUP]"
+)
+@click.option(
+    "--grace-days",
+    default=180,
+    show_default=True,
+    type=click.IntRange(0, 3650),
+    help="For so long an expired certificate can be renewed.",
+)
 @json_option
 def up(as_json: bool, **options: Any) -> None:
     """Run broker, control plane and page until Ctrl-C."""
@@ -70,7 +94,10 @@ def up(as_json: bool, **options: Any) -> None:
         if as_json:
             click.echo(json.dumps({"schema": "edgeopt.fleet/1", **addresses}))
         else:
-            click.echo(f"page and API {addresses['http']}, broker {addresses['mqtt']}; Ctrl-C ends it")
+            enrolment = f", enrolment {addresses['enrolment']}" if addresses["enrolment"] else ""
+            click.echo(
+                f"page and API {addresses['http']}, broker {addresses['mqtt']}{enrolment}; Ctrl-C ends it"
+            )
 
     run_fleet(FleetOptions(**options), ask=ask_passphrase, on_ready=ready)
 
@@ -131,12 +158,17 @@ def devices(url: str, as_json: bool) -> None:
         [
             device["id"],
             device["device_class"] + (" (stand-in)" if device["stand_in"] else ""),
-            "online" if device["online"] else "offline",
+            "shut out" if device.get("shut_out") else "online" if device["online"] else "offline",
+            _until(device.get("certificate")),
             ", ".join(f"{m['name']} {m['version']} [{m['variant']}] {m['phase']}" for m in device["models"]),
         ]
         for device in document["devices"]
     ]
-    emit(document, as_json, lambda console: console.print(_table(("device", "class", "state", "runs"), rows)))
+    emit(
+        document,
+        as_json,
+        lambda console: console.print(table(("device", "class", "state", "certificate until", "runs"), rows)),
+    )
 
 
 @command.command("packages")
@@ -148,7 +180,7 @@ def packages(url: str, as_json: bool) -> None:
     rows = [
         [p["name"], p["version"], p["device"], f"{p['size_bytes'] / 1e6:.2f}"] for p in document["packages"]
     ]
-    emit(document, as_json, lambda console: console.print(_table(("model", "version", "for", "MB"), rows)))
+    emit(document, as_json, lambda console: console.print(table(("model", "version", "for", "MB"), rows)))
 
 
 @command.command("measurements")
@@ -182,15 +214,11 @@ def measurements(device: str, model: str, limit: int, url: str, as_json: bool) -
             ]
         )
     heads = ("device", "stands in for", "model", "variant", "p50 ms", "p90 ms", "p99 ms", "golden", "note")
-    emit(document, as_json, lambda console: console.print(_table(heads, rows)))
+    emit(document, as_json, lambda console: console.print(table(heads, rows)))
 
 
-def _table(heads: tuple[str, ...], rows: list[list[str]]) -> Any:
-    from rich.table import Table
+def _until(certificate: dict[str, Any] | None) -> str:
+    return "-" if certificate is None else certificate["expires_at"][:10]
 
-    table = Table(box=None, padding=(0, 1), header_style="underline")
-    for heading in heads:
-        table.add_column(heading, justify="right" if heading.endswith(("ms", "MB")) else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
+
+add_to(command)

@@ -48,7 +48,7 @@ def create(folder: Path, passphrase: bool, root_keys: int, as_json: bool) -> Non
     """Make root, targets, snapshot, timestamp, director and builder keys in FOLDER."""
     from edgeopt.keys import create_keys
 
-    _emit(folder, dict(create_keys(folder, _secret(passphrase), root_keys=root_keys)), as_json)
+    _emit(folder, dict(create_keys(folder, new_passphrase(passphrase), root_keys=root_keys)), as_json)
     if not as_json:
         several = ", each to another place and person" if root_keys > 1 else ""
         click.echo(
@@ -102,7 +102,7 @@ def rotate(
     from edgeopt.rotate import RotationRequest
     from edgeopt.rotate import rotate as rotated
 
-    request = RotationRequest(repository, keys, new, roles, root_keys or 0, _secret(passphrase))
+    request = RotationRequest(repository, keys, new, roles, root_keys or 0, new_passphrase(passphrase))
     done = rotated(request, now=_now(), ask=ask_passphrase)
     document = {
         "schema": "edgeopt.rotation/1",
@@ -165,7 +165,7 @@ def delegate(
         raise click.UsageError("say with -o in which folder the team's key is to be made")
     else:
         teams.check(team, models)
-        signer = ensure_key(output, team, passphrase=_secret(passphrase))
+        signer = ensure_key(output, team, passphrase=new_passphrase(passphrase))
         teams.delegate(store, team, models, signer)
         found[team] = signer.public_key.keyid
     _emit(output or repository, found, as_json)
@@ -175,7 +175,8 @@ def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-def _secret(wanted: bool) -> str:
+def new_passphrase(wanted: bool) -> str:
+    """A passphrase for a new key where one is wanted, else nothing."""
     import os
 
     from edgeopt.keys import PASSPHRASE_VARIABLE

@@ -10,8 +10,7 @@ from typing import Any
 import click
 
 from edgeopt.cli._output import emit, json_option
-from edgeopt.cli.fleet import fleet_option
-from edgeopt.fleet.client import call
+from edgeopt.fleet.client import call, fleet_option
 
 POLL_S = 0.5
 ENDED = ("succeeded", "halted", "aborted", "superseded")

@@ -5,10 +5,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
+
 from edgeopt_wire.errors import RecipeError, TransportError, UnsupportedError
 
 DEFAULT_URL = "http://127.0.0.1:8765"
 TIMEOUT_S = 15.0
+
+fleet_option = click.option(
+    "--fleet",
+    "url",
+    default=DEFAULT_URL,
+    show_default=True,
+    envvar="EDGEOPT_FLEET",
+    help="Address of the fleet.",
+)
+"""Which fleet a command talks to."""
 
 
 def call(url: str, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from edgeopt.fleet import rules
 from edgeopt.fleet.catalog import Catalog, Entry
+from edgeopt.fleet.certificates import is_shut_out
 from edgeopt.fleet.database import Device, EventRow, MeasurementRow, Member, Rollout
 from edgeopt_wire import topics
 from edgeopt_wire.document import from_json, to_bytes, to_json
@@ -160,7 +161,7 @@ class Control:
         from securesystemslib.dsse import Envelope
 
         with self._sessions() as session:
-            device = session.get(Device, device_id)
+            device = _member(session, device_id)
             if device is None or not device.revision or device.desired_expires_at is None:
                 return None
             desired = Desired(
@@ -198,7 +199,7 @@ class Control:
     def take_presence(self, presence: Presence) -> None:
         """Note that a device came or went. A will of an older session changes nothing."""
         with self._sessions.begin() as session:
-            device = session.get(Device, presence.device)
+            device = _member(session, presence.device)
             if device is None or (not presence.online and device.session not in ("", presence.session)):
                 return
             device.online, device.last_seen = presence.online, self._clock()
@@ -207,9 +208,9 @@ class Control:
     def take_report(self, report: Reported) -> bool:
         """Take a device's word on its state; return whether it has not seen its newest desired document."""
         with self._sessions.begin() as session:
-            device = session.get(Device, report.device)
+            device = _member(session, report.device)
             if device is None:
-                _log.warning("%s reports and is not enrolled", report.device)
+                _log.warning("%s reports and is not enrolled, or is shut out", report.device)
                 return False
             device.reported, device.last_seen = to_json(report), self._clock()
             for member in session.scalars(select(Member).where(Member.device_id == device.id)):
@@ -234,9 +235,9 @@ class Control:
         if not batch.events:
             return None
         with self._sessions.begin() as session:
-            device = session.get(Device, batch.device)
+            device = _member(session, batch.device)
             if device is None:
-                _log.warning("%s sends events and is not enrolled", batch.device)
+                _log.warning("%s sends events and is not enrolled, or is shut out", batch.device)
                 return None
             device.dropped_events = max(device.dropped_events, batch.dropped)
             known = set(
@@ -257,7 +258,7 @@ class Control:
     def allowed_index(self, device_id: str, sha256: str) -> PackageIndex | None:
         """The index of a package that the device is told to run, or of a delta to it; None: it gets no other bytes."""
         with self._sessions() as session:
-            device = session.get(Device, device_id)
+            device = _member(session, device_id)
             targets = [entry["target"] for entry in device.desired.get("models", ())] if device else []
         for entry in self.catalog.entries():
             if entry.target in targets:
@@ -411,6 +412,12 @@ class Control:
                 document=to_json(found),
             )
         )
+
+
+def _member(session: Session, device_id: str) -> Device | None:
+    """A device whose word counts: enrolled, and its newest certificate, if it has one, not revoked."""
+    device = session.get(Device, device_id)
+    return None if device is None or is_shut_out(session, device_id) else device
 
 
 def _time_out(member: Member, now: datetime) -> None:

@@ -130,6 +130,44 @@ class MeasurementRow(Base):
     document: Mapped[dict[str, Any]]
 
 
+class EnrolToken(Base):
+    """One permission to enrol one device; the token itself is not kept, only its hash."""
+
+    __tablename__ = "enrol_tokens"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    device_id: Mapped[str] = mapped_column(String(64))  # empty: the device names itself, once
+    device_class: Mapped[str] = mapped_column(String(100))
+    stand_in: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+    used_by: Mapped[str] = mapped_column(String(64), default="")
+    key_sha256: Mapped[str] = mapped_column(String(64), default="")
+    revoked_at: Mapped[datetime | None]
+
+
+class CertificateRow(Base):
+    """A certificate that was issued to a device; `serial` and digests in hexadecimal."""
+
+    __tablename__ = "certificates"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    serial: Mapped[str] = mapped_column(String(40), unique=True)
+    device_id: Mapped[str] = mapped_column(ForeignKey("devices.id"), index=True)
+    key_sha256: Mapped[str] = mapped_column(String(64), index=True)
+    issued_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    pem: Mapped[str]
+    previous: Mapped[str] = mapped_column(
+        String(40), default=""
+    )  # the serial that it renews, empty: a token's
+    confirmed_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    reason: Mapped[str] = mapped_column(String(40), default="")
+
+
 def open_database(url: str) -> sessionmaker[Session]:
     """Open the database, make missing tables, and return what gives sessions."""
     engine = create_engine(url)

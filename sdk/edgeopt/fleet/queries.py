@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
+from edgeopt.fleet import certificates
 from edgeopt.fleet.catalog import Catalog
-from edgeopt.fleet.database import Device, MeasurementRow, Rollout
+from edgeopt.fleet.database import CertificateRow, Device, MeasurementRow, Rollout
 from edgeopt_wire.document import format_moment
 
 
@@ -24,7 +25,9 @@ class Queries:
     def devices(self) -> dict[str, Any]:
         """Every enrolled device with what it last reported."""
         with self._sessions() as session:
-            rows = [_device(device) for device in session.scalars(select(Device).order_by(Device.id))]
+            newest = certificates.newest_by_device(session)
+            found = session.scalars(select(Device).order_by(Device.id))
+            rows = [_device(device, newest.get(device.id)) for device in found]
         return {"schema": "edgeopt.fleet-devices/1", "devices": rows}
 
     def packages(self) -> dict[str, Any]:
@@ -68,7 +71,7 @@ class Queries:
         return {"schema": "edgeopt.measurements/1", "measurements": rows}
 
 
-def _device(device: Device) -> dict[str, Any]:
+def _device(device: Device, certificate: CertificateRow | None) -> dict[str, Any]:
     return {
         "id": device.id,
         "device_class": device.device_class,
@@ -81,6 +84,8 @@ def _device(device: Device) -> dict[str, Any]:
         "models": device.reported.get("models", []),
         "disk_free_bytes": device.reported.get("disk_free_bytes"),
         "dropped_events": device.dropped_events,
+        "certificate": None if certificate is None else certificates.certificate_document(certificate),
+        "shut_out": certificate is not None and certificate.revoked_at is not None,
     }
 
 

@@ -41,6 +41,13 @@ class FleetOptions:
     database: str = ""
     tenant: str = "default"
     hosts: tuple[str, ...] = ()
+    authority: Path | None = None
+    enrol_listen: str = "127.0.0.1"
+    enrol_port: int = 8443
+    enrol_hosts: tuple[str, ...] = ("localhost", "127.0.0.1")
+    broker_files: Path | None = None
+    broker_reload: str = ""
+    grace_days: int = 180
 
 
 def run_fleet(options: FleetOptions, *, ask: Ask | None, on_ready: Callable[[dict[str, Any]], None]) -> None:
@@ -56,10 +63,12 @@ def run_fleet(options: FleetOptions, *, ask: Ask | None, on_ready: Callable[[dic
     from edgeopt.fleet.catalog import Catalog
     from edgeopt.fleet.control import Control
     from edgeopt.fleet.database import engine_of, open_database, sqlite_url
+    from edgeopt.fleet.enrol_routes import add_enrolment
+    from edgeopt.fleet.enrol_server import endpoint_facts, start_enrolment
     from edgeopt.fleet.queries import Queries
     from edgeopt.fleet.worker import BrokerAddress, Worker
 
-    _check_port(options.http_port)
+    check_port(options.http_port, "--http-port")
     try:
         options.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -73,6 +82,7 @@ def run_fleet(options: FleetOptions, *, ask: Ask | None, on_ready: Callable[[dic
         stack.callback(engine_of(sessions).dispose)
         catalog = Catalog(options.repository)
         control = Control(sessions, catalog, director, utc_now)
+        enrolment = start_enrolment(options, sessions, address, stack, ask)
         worker = Worker(control, address, options.tenant, freshen)
         worker.start()
         stack.callback(worker.stop)
@@ -88,6 +98,9 @@ def run_fleet(options: FleetOptions, *, ask: Ask | None, on_ready: Callable[[dic
             }
 
         app = make_app(control, Queries(sessions, catalog), connection, options.hosts)
+        add_enrolment(
+            app, enrolment.enrolment if enrolment else None, lambda: endpoint_facts(options, enrolment)
+        )
         config = uvicorn.Config(
             app,
             host="127.0.0.1",
@@ -97,11 +110,13 @@ def run_fleet(options: FleetOptions, *, ask: Ask | None, on_ready: Callable[[dic
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
         server = uvicorn.Server(config)
+        endpoint = enrolment.listen(connection, stack) if enrolment else ""
         with _stopped_by_signals(server):
             on_ready(
                 {
                     "http": f"http://127.0.0.1:{options.http_port}",
-                    "mqtt": f"mqtt://{address.host}:{address.port}",
+                    "mqtt": f"mqtt{'s' if address.ca else ''}://{address.host}:{address.port}",
+                    "enrolment": endpoint,
                 }
             )
             server.run()
@@ -146,11 +161,17 @@ def _address(options: FleetOptions, stack: ExitStack, make: Any) -> Any:
         raise RecipeError(
             f"--broker must look like mqtt://host:1883 or mqtts://host:8883, found {options.broker!r}"
         )
-    if parts.scheme == "mqtts" and not options.ca:
-        raise RecipeError("mqtts needs --ca, the certificate of the authority that signed the broker's")
+    ca, certificate = options.ca, options.certificate
+    if options.broker_files is not None:
+        ca = ca or str(options.broker_files / "ca.pem")
+        certificate = certificate or str(options.broker_files / "control.pem")
+    if parts.scheme == "mqtts" and not ca:
+        raise RecipeError(
+            "mqtts needs --ca, the certificate of the authority that signed the broker's, or --broker-files"
+        )
     default = 8883 if parts.scheme == "mqtts" else 1883
-    ca = options.ca if parts.scheme == "mqtts" else ""
-    return make(parts.hostname, parts.port or default, ca, options.certificate, options.key)
+    ca = ca if parts.scheme == "mqtts" else ""
+    return make(parts.hostname, parts.port or default, ca, certificate, options.key)
 
 
 def _freshener(options: FleetOptions, ask: Ask | None) -> Callable[[], None]:
@@ -173,14 +194,20 @@ def _freshener(options: FleetOptions, ask: Ask | None) -> Callable[[], None]:
     return freshen
 
 
-def _check_port(port: int) -> None:
+def check_port(port: int, option: str, host: str = "127.0.0.1") -> None:
+    """Whether a port can be listened on.
+
+    Raises:
+        TransportError: It cannot; `option` is what chooses another.
+    """
     import socket
 
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
             raise TransportError(
-                f"port {port} is taken ({error.strerror}); choose another with --http-port"
+                f"port {port} is taken ({error.strerror}); choose another with {option}"
             ) from error
