@@ -50,7 +50,7 @@ class Serving:
     """How one model is served.
 
     `max_batch` rows of several requests run together, the first of them waiting at most `max_delay_us` for the
-    others; `fixed_batch` pads every run to `max_batch` rows. `instances` runs go on at once. At most `queue` requests
+    others; `fixed_batch` pads every run to `max_batch` rows, `batch_sizes` to the next of these. `instances` runs go on at once. At most `queue` requests
     wait, the next is refused. `timeout_ms` is the deadline of a request that says none (0: none). Lower `priority`
     goes first; `default_priority` is that of a request that says none.
     """
@@ -58,6 +58,7 @@ class Serving:
     max_batch: int = 1
     max_delay_us: int = 0
     fixed_batch: bool = False
+    batch_sizes: tuple[int, ...] = ()
     instances: int = 1
     queue: int = 64
     timeout_ms: int = 30_000
@@ -69,6 +70,11 @@ class Serving:
 
     def __post_init__(self) -> None:
         _within("max_batch", self.max_batch, 1, MAX_BATCH)
+        sizes = self.batch_sizes
+        if sizes and (self.fixed_batch or list(sizes) != sorted({*sizes, self.max_batch}) or sizes[0] < 1):
+            raise ValueError(
+                f"batch_sizes must ascend from 1 or more to max_batch ({self.max_batch}), without fixed_batch; found {list(sizes)}"
+            )
         _within("max_delay_us", self.max_delay_us, 0, MAX_DELAY_US)
         _within("instances", self.instances, 1, MAX_INSTANCES)
         _within("queue", self.queue, 0, MAX_QUEUE)

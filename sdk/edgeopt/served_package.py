@@ -150,7 +150,7 @@ def prove_served(stage: Path, manifest: Manifest) -> None:
             continue
         try:
             with open_model(stage, manifest, variant.id) as loaded:
-                prove_batch(loaded, Edges(manifest, variant), stage, serving.max_batch)
+                prove_batch(loaded, Edges(manifest, variant, serving), stage, serving.max_batch)
         except UnsupportedError as error:
             raise RecipeError(f"{error}; or leave this runtime or precision out of the recipe") from error
 

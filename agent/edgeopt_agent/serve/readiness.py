@@ -6,7 +6,7 @@ Rules:
   that fails then never replaces one that works.
 - With batching its golden samples run together and alone, and must agree to `MIN_SQNR_DB`: a net whose rows see each
   other (ranges found at run time over the whole batch, a fixed number of rows in a Reshape) gives other answers under
-  load than alone, and is refused instead.
+  load than alone, and is refused instead. Every size that a run may have is tried.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from edgeopt_agent import golden
 from edgeopt_agent.model import LoadedModel
-from edgeopt_agent.serve.execution import Edges
+from edgeopt_agent.serve.execution import Edges, file_rows, run_batch
 from edgeopt_wire.errors import EdgeoptError, StoreError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def run_once(loaded: LoadedModel, edges: Edges) -> None:
 
 
 def prove_batch(loaded: LoadedModel, edges: Edges, folder: Path, max_batch: int) -> None:
-    """Run the golden samples as one full batch and compare; this also reserves the memory of a full batch now.
+    """Run rows of the golden samples as one full batch and compare; this also reserves the memory of a full batch now.
 
     Raises:
         UnsupportedError: The file does not take that many rows, or its rows are not independent.
@@ -50,10 +50,22 @@ def prove_batch(loaded: LoadedModel, edges: Edges, folder: Path, max_batch: int)
 
     manifest = loaded.manifest
     where = f"{manifest.title}, variant {loaded.variant.id}: serving.max_batch is {max_batch}"
-    for spec in (*manifest.signature_inputs, *manifest.signature_outputs):
-        if spec.shape[:1] != (1,):
-            raise UnsupportedError(f"{where}, but {spec.name!r} is {spec.shape}, with no batch axis of 1")
-    samples = golden.load_inputs(folder, manifest)
+    held = file_rows(manifest)
+    if held not in (1, max_batch):
+        spec = manifest.signature_inputs[0]
+        raise UnsupportedError(
+            f"{where}, but {spec.name!r} is {list(spec.shape)}: set max_batch to "
+            + (
+                f"{held}, the rows of its file, or to 1"
+                if held
+                else "1, its tensors have no common batch axis"
+            )
+        )
+    samples = [
+        {name: array[row : row + 1] for name, array in sample.items()}
+        for sample in golden.load_inputs(folder, manifest)
+        for row in range(held)
+    ]
     if len(samples) < 2:
         raise StoreError(
             f"{where}; two golden samples or more are needed to prove a batch, found {len(samples)}"
@@ -61,16 +73,18 @@ def prove_batch(loaded: LoadedModel, edges: Edges, folder: Path, max_batch: int)
     chosen = [samples[number % len(samples)] for number in range(max_batch)]
     together = {name: np.concatenate([sample[name] for sample in chosen]) for name in chosen[0]}
     try:
-        found = edges.from_variant(loaded.session.run(edges.to_variant(together, max_batch)), max_batch)
+        for rows in edges.sizes[:-1]:
+            _run(loaded, edges, {name: array[:rows] for name, array in together.items()}, rows)
+        found = _run(loaded, edges, together, max_batch)
+        distinct = range(min(len(samples), max_batch))
+        alone = [_run(loaded, edges, samples[row], 1) for row in distinct]
     except EdgeoptError as error:
         raise UnsupportedError(
             f"{where}, but the file does not take that many rows; export it with a free batch axis, "
             f"or set max_batch to 1 ({error})"
         ) from error
-    distinct = range(min(len(samples), max_batch))
-    alone = [_alone(loaded, edges, samples[row]) for row in distinct]
-    rows = [{name: array[row : row + 1] for name, array in found.items()} for row in distinct]
-    seen = golden.compare(_real(alone), _real(rows), min_sqnr_db=MIN_SQNR_DB)
+    rows_together = [{name: array[row : row + 1] for name, array in found.items()} for row in distinct]
+    seen = golden.compare(_real(alone), _real(rows_together), min_sqnr_db=MIN_SQNR_DB)
     if not seen.is_ok:
         raise UnsupportedError(
             f"{where}, but its rows are not independent: together they answer otherwise than alone ({seen.reason}); "
@@ -78,8 +92,11 @@ def prove_batch(loaded: LoadedModel, edges: Edges, folder: Path, max_batch: int)
         )
 
 
-def _alone(loaded: LoadedModel, edges: Edges, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return edges.from_variant(loaded.session.run(edges.to_variant(sample, 1)), 1)
+def _run(
+    loaded: LoadedModel, edges: Edges, inputs: dict[str, np.ndarray], rows: int
+) -> dict[str, np.ndarray]:
+    (found,) = run_batch(loaded, [(edges.to_variant(inputs, rows), rows)], edges.sizes)
+    return edges.from_variant(found, rows)
 
 
 def _real(outputs: Sequence[dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:

@@ -226,7 +226,11 @@ def describe(served: Served) -> dict[str, Any]:
         "platform": f"edgeopt_{served.loaded.variant.runtime}",
         "inputs": [describe_tensor(spec, batch) for spec in manifest.signature_inputs],
         "outputs": [describe_tensor(spec, batch) for spec in manifest.signature_outputs],
-        "parameters": {"accepts": served.processing.kind_in, "postprocess": finished},
+        "parameters": {
+            "accepts": served.processing.kind_in,
+            "postprocess": finished,
+            "batching": {"max_rows": batch, "sizes": list(served.batch_sizes)},
+        },
     }
 
 
@@ -255,6 +259,8 @@ def configuration(served: Served) -> dict[str, Any]:
     }
     if serving.max_batch > 1:
         found["dynamic_batching"] = {"max_queue_delay_microseconds": serving.max_delay_us}
+        if served.batch_sizes:
+            found["dynamic_batching"]["preferred_batch_size"] = list(served.batch_sizes)
     return found
 
 

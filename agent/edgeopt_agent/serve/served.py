@@ -76,8 +76,7 @@ class Served:
         self.processing = Processing(self.loaded.manifest, folder)
         self._instances = tuple(instances)
         self._embed = embed
-        self._edges = Edges(self.loaded.manifest, self.loaded.variant)
-        self._padded = serving.max_batch if serving.fixed_batch else 0
+        self._edges = Edges(self.loaded.manifest, self.loaded.variant, serving)
         for loaded in dict.fromkeys(instances):
             if serving.max_batch > 1:
                 prove_batch(loaded, self._edges, folder, serving.max_batch)
@@ -120,6 +119,11 @@ class Served:
         """Counters of every cache that is on."""
         caches = {"response": self._responses, "embedding": self._rows, "semantic": self._semantic}
         return {name: cache.counts() for name, cache in caches.items() if cache is not None}
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Numbers of rows that a run may have; none: any up to `max_batch`."""
+        return self._edges.sizes
 
     def close(self) -> None:
         """Release the runtime's memory."""
@@ -197,7 +201,7 @@ class Served:
         return {name: np.concatenate([entry[name] for entry in found]) for name in found[0]}
 
     def _infer(self, inputs: Arrays, call: Call) -> dict[str, np.ndarray]:
-        rows = self._edges.rows_of(inputs, self.serving.max_batch)
+        rows = self._edges.rows_of(inputs)
         converted = self._edges.to_variant(inputs, rows)
         timeout_us = call.timeout_us or self.serving.timeout_ms * 1000
         until = time.monotonic() + timeout_us / 1e6 if timeout_us else float("inf")
@@ -209,10 +213,10 @@ class Served:
 
     def _run(self, loaded: LoadedModel, contents: Sequence[tuple[Arrays, int]]) -> list[Arrays]:
         if self._service is None:
-            return run_batch(loaded, contents, self._padded)
+            return run_batch(loaded, contents, self._edges.sizes)
         began = time.perf_counter_ns()
         try:
-            found = run_batch(loaded, contents, self._padded)
+            found = run_batch(loaded, contents, self._edges.sizes)
         except EdgeoptError:
             self._service.failed(self._key)
             raise

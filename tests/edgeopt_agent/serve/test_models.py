@@ -13,6 +13,7 @@ from edgeopt_agent.client import Client
 from edgeopt_agent.machine import Installed
 from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models, serving_of
+from edgeopt_agent.serve.routes import describe
 from edgeopt_agent.serve.served import Call
 from edgeopt_agent.store import Store
 from edgeopt_wire.document import to_bytes
@@ -124,13 +125,16 @@ def test_the_devices_own_keys_go_before_the_manifests(rig: Rig) -> None:
     assert (found.queue, found.timeout_ms) == (9, 7)
 
 
-def dense_package(folder: Path, *, is_free: bool, serving: dict[str, Any], is_mixing: bool = False) -> None:
-    """y = 2 x + 1 in real ONNX, its batch axis free or fixed at 1; `is_mixing` scales by the largest of all rows."""
+def dense_package(
+    folder: Path, *, is_free: bool, serving: dict[str, Any], is_mixing: bool = False, rows: int = 1,
+    runtime: str = "onnxruntime",
+) -> None:  # fmt: skip
+    """y = 2 x + 1 in real ONNX, its batch axis free or fixed; `is_mixing` scales by the largest of all rows."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
     edges = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n" if is_free else 1, 3])
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n" if is_free else rows, 3])
         for name in ("x", "y")
     ]
     nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])]
@@ -147,24 +151,38 @@ def dense_package(folder: Path, *, is_free: bool, serving: dict[str, Any], is_mi
     (folder / "variants").mkdir(parents=True)
     onnx.save(model, folder / "variants/a.onnx")
     (folder / "golden").mkdir()
-    np.save(folder / "golden/0.npy", np.random.default_rng(0).normal(size=(3, 1, 3)).astype(np.float16))
-    x, y = (TensorSpec(name, (1, 3), "float32") for name in ("x", "y"))
+    np.save(folder / "golden/0.npy", np.random.default_rng(0).normal(size=(3, rows, 3)).astype(np.float16))
+    x, y = (TensorSpec(name, (rows, 3), "float32") for name in ("x", "y"))
     manifest = Manifest(
         "dense", "1", "host", Compatible(("host",)), (x,), (y,),
-        (Variant("a", "onnxruntime", "fp32", "variants/a.onnx", (x,), (y,), "golden", 30.0),),
+        (Variant("a", runtime, "fp32", "variants/a.onnx", (x,), (y,), "golden", 30.0),),
         (FileEntry("variants/a.onnx", 1, "0" * 64),), "golden", {}, Provenance("0" * 64, "0" * 64),
         extra={"serving": serving},
     )  # fmt: skip
     (folder / "manifest.json").write_bytes(to_bytes(manifest))
 
 
-@pytest.mark.parametrize("is_fixed", [False, True])
-def test_a_real_runtime_answers_each_of_a_batch_with_its_own_rows(tmp_path: Path, is_fixed: bool) -> None:
+@pytest.mark.parametrize(
+    ("more", "file", "sizes"),
+    [({}, {"is_free": True}, []), ({"fixed_batch": True}, {"is_free": True}, [8]),
+     ({"batch_sizes": [2, 4, 8]}, {"is_free": True}, [2, 4, 8]), ({}, {"is_free": False, "rows": 8}, [8]),
+     ({}, {"is_free": False, "rows": 8, "runtime": "openvino"}, [8])],
+    ids=["free", "fixed", "sizes", "file", "openvino"],
+)  # fmt: skip
+def test_a_real_runtime_answers_each_of_a_batch_with_its_own_rows(
+    tmp_path: Path, more: dict[str, Any], file: dict[str, Any], sizes: list[int]
+) -> None:
+    if "runtime" in file:
+        pytest.importorskip(file["runtime"])
     store = Store(tmp_path)
-    serving = {"max_batch": 8, "max_delay_us": 20_000, "fixed_batch": is_fixed}
-    dense_package(store.slot("dense", "A"), is_free=True, serving=serving)
+    serving = {"max_batch": 8, "max_delay_us": 20_000, **more}
+    dense_package(store.slot("dense", "A"), serving=serving, **file)
     models = Models(store)
     models.activate("dense", Installed("A", "1", "0" * 64, "a"))
+    assert describe(models.served("dense"))["parameters"]["batching"] == {"max_rows": 8, "sizes": sizes}
+    seen, session = set(), models.served("dense").loaded.session
+    ran = session.run
+    session.run = lambda inputs: (seen.add(len(inputs["x"])), ran(inputs))[1]
     wrong: list[Any] = []
 
     def ask(number: int) -> None:
@@ -183,6 +201,7 @@ def test_a_real_runtime_answers_each_of_a_batch_with_its_own_rows(tmp_path: Path
     assert not wrong
     assert counts.rows == sum(10 * (1 + number % 3) for number in range(12))
     assert counts.runs < 120, "several ran together"
+    assert seen <= set(sizes or range(1, 9)), "the runtime sees no other number of rows"
     with pytest.raises(RecipeError, match="1 to 8"):
         models.infer("dense", {"x": np.zeros((9, 3), np.float32)})
 
@@ -253,11 +272,30 @@ def test_instances_of_onnx_runtime_share_one_session_and_run_at_once(tmp_path: P
     assert models.served("dense").scheduler.counts.runs == 300
 
 
+@pytest.mark.parametrize("keys", [
+    {"batch_sizes": [2, 4]}, {"batch_sizes": [4, 2, 8]}, {"batch_sizes": [0, 8]}, {"batch_sizes": [2, 16]},
+    {"batch_sizes": [8], "fixed_batch": True}, {"batch_sizes": [2, 2, 8]},
+])  # fmt: skip
+def test_batch_sizes_that_cannot_be_are_refused(tmp_path: Path, keys: dict[str, Any]) -> None:
+    store = Store(tmp_path)
+    dense_package(store.slot("dense", "A"), is_free=True, serving={"max_batch": 8, **keys})
+    with pytest.raises(RecipeError, match="batch_sizes"):
+        Models(store).activate("dense", Installed("A", "1", "0" * 64, "a"))
+
+
 def test_a_file_with_a_fixed_batch_axis_is_not_served_in_batches(tmp_path: Path) -> None:
     store = Store(tmp_path)
     dense_package(store.slot("dense", "A"), is_free=False, serving={"max_batch": 4})
     with pytest.raises(UnsupportedError, match="free batch axis"):
         Models(store).activate("dense", Installed("A", "1", "0" * 64, "a"))
+    dense_package(store.slot("four", "A"), is_free=False, rows=4, serving={"max_batch": 8})
+    with pytest.raises(UnsupportedError, match="set max_batch to 4, the rows of its file"):
+        Models(store).activate("four", Installed("A", "1", "0" * 64, "a"))
+    whole = Models(store, {"four": {"max_batch": 1}})
+    whole.activate("four", Installed("A", "1", "0" * 64, "a"))
+    assert whole.infer("four", {"x": np.zeros((4, 3), np.float32)})[1]["y"].shape == (4, 3)
+    with pytest.raises(RecipeError, match=r"expected shape \(4, 3\)"):
+        whole.infer("four", {"x": np.zeros((1, 3), np.float32)})
     one = Models(store, {"dense": {"max_batch": 1}})
     one.activate("dense", Installed("A", "1", "0" * 64, "a"))
     assert one.answer("dense", Call({"x": np.zeros((1, 3), np.float32)}))[1].outputs["y"].tolist() == [
