@@ -3,19 +3,22 @@
 
 - A Transpose that undoes the one before it goes, and so does one that undoes it behind a Pad, which then pads the axes
   where they are.
-- A Pad of zeros that is what SAME padding of the convolution behind it means becomes that convolution's padding.
+- A Pad of zeros that is what SAME padding of the convolution behind it means becomes that convolution's padding; so does
+  one of minus infinity before max pooling, which never looks at its padding.
 
 Values are the same to the bit: nothing is computed otherwise.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeopt_converters.litert_file import pack, parse
 from edgeopt_converters.litert_graph import type_names
 
 _PADS = ("PAD", "PADV2")
-_CONVOLUTIONS = {"CONV_2D": (1, 2), "DEPTHWISE_CONV_2D": (1, 2)}
-"""Where their weights have height and width."""
+_PADDED = {"CONV_2D": "PAD", "DEPTHWISE_CONV_2D": "PAD", "MAX_POOL_2D": "PADV2"}
+"""What can pad by itself, and by which operator its padding is spelled out."""
 
 
 def tidy(program: bytes) -> bytes:
@@ -46,7 +49,7 @@ class _Graph:
         }
         for number, kind in enumerate(self.types):
             if (kind == "TRANSPOSE" and self._undo(number, writers)) or (
-                kind in _CONVOLUTIONS and self._take_in(number, writers)
+                kind in _PADDED and self._take_in(number, writers)
             ):
                 self._drop_unread()
                 return True
@@ -98,17 +101,18 @@ class _Graph:
         layer = self.graph.operators[number]
         middle = writers.get(layer.inputs[0])
         options = layer.builtinOptions
-        if middle is None or self.types[middle] != "PAD" or options.padding != schema.Padding.VALID:
+        kind = self.types[number]
+        if middle is None or self.types[middle] != _PADDED[kind] or options.padding != schema.Padding.VALID:
             return False
         pad = self.graph.operators[middle]
+        if kind == "MAX_POOL_2D" and not self._is_endless(pad.inputs[2]):
+            return False
         amounts = self._constant(pad.inputs[1])
-        size, kernel = self.graph.tensors[pad.inputs[0]].shape, self.graph.tensors[layer.inputs[1]].shape
+        size = self.graph.tensors[pad.inputs[0]].shape
         wanted = [0, 0]
-        for axis, stride, dilation in (
-            (1, options.strideH, options.dilationHFactor),
-            (2, options.strideW, options.dilationWFactor),
+        for axis, reach, stride in zip(
+            (1, 2), self._reaches(layer), (options.strideH, options.strideW), strict=True
         ):
-            reach = (int(kernel[axis]) - 1) * dilation + 1
             total = max((-(-int(size[axis]) // stride) - 1) * stride + reach - int(size[axis]), 0)
             wanted += [total // 2, total - total // 2]
         if amounts != [*wanted, 0, 0]:
@@ -116,6 +120,23 @@ class _Graph:
         layer.inputs[0] = pad.inputs[0]
         options.padding = schema.Padding.SAME
         return True
+
+    def _reaches(self, layer: Any) -> tuple[int, int]:
+        """How many rows and columns a convolution or a pool looks at."""
+        options = layer.builtinOptions
+        if hasattr(options, "filterHeight"):
+            return options.filterHeight, options.filterWidth
+        kernel = self.graph.tensors[layer.inputs[1]].shape
+        height, width = (int(size) - 1 for size in kernel[1:3])
+        return height * options.dilationHFactor + 1, width * options.dilationWFactor + 1
+
+    def _is_endless(self, index: int) -> bool:
+        """Whether a constant is minus infinity."""
+        import numpy as np
+
+        data = self.model.buffers[self.graph.tensors[index].buffer].data
+        is_stored = data is not None and len(data) == 4
+        return is_stored and bool(np.isneginf(np.asarray(data, np.uint8).view(np.float32)[0]))
 
     def _drop_unread(self) -> None:
         while True:

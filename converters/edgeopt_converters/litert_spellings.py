@@ -3,7 +3,8 @@
 
 Each changes no value beyond the rounding of floats:
 - GELU that is written out with erf becomes one GELU; else it is lowered to a polynomial of 25 operators.
-- Max pooling behind what is never negative pads with zeros, not with minus infinity, which no integer can say.
+- Max pooling behind what is never negative pads with zeros, which XNNPACK does, not with minus infinity; where LiteRT's
+  SAME means the same padding, `litert_layout` leaves it to the pool.
 - Average pooling over the whole image becomes a mean, whose int8 kernel has a grid of its own for its output.
 """
 
@@ -97,6 +98,8 @@ def _max_pools(module: Any, node: Any) -> None:
     source = node.args[0]
     if len(_shape(source)) != 4 or not _is_never_negative(source) or _argument(node, 5, False):
         return
+    if _is_same(node):
+        return
     high, wide = _pair(node.args[3])
     with module.graph.inserting_before(node):
         padded = module.graph.call_function(
@@ -105,6 +108,17 @@ def _max_pools(module: Any, node: Any) -> None:
     batch, channels, *size = _shape(source)
     padded.meta["val"] = torch.empty((batch, channels, size[0] + 2 * high, size[1] + 2 * wide), device="meta")
     node.args = (padded, *node.args[1:3], [0, 0], *node.args[4:])
+
+
+def _is_same(pool: Any) -> bool:
+    """Whether a pool's padding is what SAME means: as many rows as the last window lacks, half on each side."""
+    windows, pads = _pair(pool.args[1]), _pair(pool.args[3])
+    strides = _pair(_argument(pool, 2, ()) or pool.args[1])
+    lacking = [
+        (-(-size // stride) - 1) * stride + window - size
+        for size, window, stride in zip(_shape(pool.args[0])[2:], windows, strides, strict=True)
+    ]
+    return _pair(_argument(pool, 4, 1)) == (1, 1) and lacking == [2 * pad for pad in pads]
 
 
 def _is_never_negative(node: Any) -> bool:

@@ -137,3 +137,22 @@ def test_max_pooling_of_negative_values_keeps_minus_infinity() -> None:
     respell(module)
     image = -1 - torch.rand(1, 2, 8, 8)
     assert module(image).max() < 0
+
+
+@pytest.mark.parametrize(
+    "activation", [torch.nn.Identity(), torch.nn.ReLU()], ids=["negative too", "never negative"]
+)
+@pytest.mark.parametrize(
+    ("size", "window", "has_pad"),
+    [(8, (3, 1, 1), False), (9, (5, 2, 2), False), (9, (3, 2, 1), False), (8, (3, 2, 1), True)],
+)
+def test_a_max_pool_pads_by_itself_where_same_means_its_padding(
+    size: int, window: tuple[int, int, int], has_pad: bool, activation: Any
+) -> None:
+    layer = torch.nn.Conv2d(3, 4, 1)
+    image = torch.randn(1, 3, size, size) - 2
+    net = Wrapped(lambda x: torch.nn.functional.max_pool2d(activation(layer(x)), *window)).eval()
+    program = convert(program_model(torch.export.export(net, (image,)), name="pool")).program
+    assert any(kind.startswith("PAD") for kind in type_names(parse(program))) is has_pad
+    found = _run(program, image.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_allclose(found, net(image).detach().numpy(), atol=1e-5)

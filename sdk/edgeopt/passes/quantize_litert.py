@@ -20,6 +20,8 @@ from edgeopt.calibrate import Observe, Stream, alarms, find_ranges
 from edgeopt.litert_bias import correct
 from edgeopt.passes import Order, Result
 from edgeopt.training.spans import find_learned
+from edgeopt_converters.litert_file import parse
+from edgeopt_converters.litert_graph import type_names
 from edgeopt_converters.model import Model
 from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError, UnsupportedError
@@ -48,6 +50,7 @@ def apply(model: Model, order: Order) -> Result:
     ranges = find_ranges(observe, stream, order.calibration, keep_full=outputs)
     learned = find_learned(order.ranges, observe, order.samples)
     ranges |= {name: span for name, span in learned.ranges.items() if name not in outputs}
+    ranges |= {made: ranges[read] for made, read in _endless_pads(model.program).items() if read in ranges}
     left = litert_levels.choose(model.program, order.exclude)
     has_floats = scheme.io == "float32"
     usual = litert_levels.usual(model.program, ranges) if has_floats else {}
@@ -119,7 +122,8 @@ def _observer(model: Model) -> Observe:
         )
     interpreter.allocate_tensors()
     entries = interpreter.get_input_details()
-    watched = _activations(model.program)
+    endless = _endless_pads(model.program)
+    watched = [(index, name) for index, name in _activations(model.program) if name not in endless]
 
     def observe(inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         for spec, entry in zip(model.inputs, entries, strict=True):
@@ -142,6 +146,25 @@ def _activations(program: bytes) -> list[tuple[int, str]]:
         for index in sorted(int(index) for index in computed)
         if graph.tensors[index].type == schema.TensorType.FLOAT32
     ]
+
+
+def _endless_pads(program: bytes) -> dict[str, str]:
+    """What pads with minus infinity makes -> what it pads: max pooling of values that may be negative.
+
+    No range covers infinity, and none has to: on the grid of what is padded it becomes the least integer, above which
+    every value of a window lies or with which it is equal, so that the maximum is that of the window without padding.
+    """
+    import numpy as np
+
+    model = parse(program)
+    graph = model.subgraphs[0]
+    found = {}
+    for operator, kind in zip(graph.operators, type_names(model), strict=True):
+        data = model.buffers[graph.tensors[operator.inputs[2]].buffer].data if kind == "PADV2" else None
+        if data is not None and np.isneginf(np.asarray(data, np.uint8).view(np.float32)).all():
+            made, read = (graph.tensors[at[0]].name.decode() for at in (operator.outputs, operator.inputs))
+            found[made] = found.get(read, read)
+    return found
 
 
 def _output_tensors(program: bytes) -> frozenset[str]:

@@ -240,3 +240,60 @@ def test_the_model_given_stays_and_two_runs_give_the_same_bytes() -> None:
     before = bytes(_litert().program)
     assert _result().model.program == _result().model.program
     assert _litert().program == before
+
+
+def _pooled(stride: int) -> Model:
+    """A pool with padding of values that are nearly all negative."""
+    import torch
+
+    from edgeopt_converters.torch_program import program_model
+
+    class Net(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+            torch.nn.init.constant_(self.conv.bias, -2.0)
+            self.head = torch.nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Any) -> Any:
+            pooled = torch.nn.functional.max_pool2d(self.conv(x), 3, stride, 1)
+            return self.head(pooled).flatten(1)
+
+    program = torch.export.export(Net().eval(), (torch.randn(1, 3, 12, 12),))
+    return conversion.convert(program_model(program, name="pooled"), "litert")
+
+
+@pytest.mark.parametrize(("stride", "pads"), [(2, ["PADV2"]), (1, [])], ids=["padded", "the pool's own"])
+def test_max_pools_of_negative_values_are_exact_in_integers(stride: int, pads: list[str]) -> None:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    from edgeopt_converters.litert_graph import type_names
+
+    model = _pooled(stride)
+    name = model.inputs[0].name
+    samples = [{name: row["x"].transpose(0, 2, 3, 1).copy()} for row in _images()]
+    made = quantize_litert.apply(model, Order(INT8, MINMAX, samples=samples)).model
+    parsed = _graph(made)
+    kinds = type_names(parsed)
+    assert [kind for kind in kinds if kind.startswith("PAD")] == pads
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(
+        model_content=made.program,
+        experimental_preserve_all_tensors=True,
+        experimental_op_resolver_type=plain,
+    )
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], samples[0][name])
+    interpreter.invoke()
+    pool = parsed.subgraphs[0].operators[kinds.index("MAX_POOL_2D")]
+    conv = parsed.subgraphs[0].operators[kinds.index("CONV_2D")]
+    before, after = (interpreter.get_tensor(int(entry.outputs[0]))[0] for entry in (conv, pool))
+    around = np.pad(
+        before.astype(int), ((1, 1), (1, 1), (0, 0)), constant_values=-1000
+    )  # below every integer
+    windows = np.lib.stride_tricks.sliding_window_view(around, (3, 3), axis=(0, 1))[::stride, ::stride]
+    assert before.dtype == after.dtype == np.int8
+    np.testing.assert_array_equal(after, windows.max(axis=(-2, -1)))
+    error = _run(made, samples) - _run(model, samples)
+    assert 10 * np.log10((_run(model, samples) ** 2).mean() / (error**2).mean()) > 30
