@@ -18,6 +18,7 @@ from edgeopt_agent.files import disk_error
 from edgeopt_agent.fits import check_fits, this_machine
 from edgeopt_agent.machine import Effect, Event, Installed, Kind, State
 from edgeopt_agent.probe import ProbeRequest
+from edgeopt_agent.pulling import fill
 from edgeopt_agent.race import race
 from edgeopt_agent.remeasure import changes, conditions
 from edgeopt_agent.store import Incoming, Store
@@ -36,8 +37,6 @@ from edgeopt_wire.measurement import Measurement
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT_CHUNKS = 64
-"""4 MiB between two flushes of a package that arrives: what a power cut can cost."""
 STARVED = frozenset({"crash", "memory"})
 """Kinds of failure (`edgeopt_agent.probe.Failure`) behind which a machine without memory may stand."""
 MAX_STARVED = 3
@@ -135,28 +134,11 @@ class Installer:
 
     def _fill(self, incoming: Incoming) -> None:
         """Pull what is missing of a blob; what came is on the disk whatever ends the pull."""
-        missing = incoming.missing()
-        there = set(range(len(incoming.index.chunks))) - set(missing)
-        since = 0
+        fill(incoming, self.transport.pull, self._go_on)
 
-        def keep(number: int, chunk: bytes) -> bool:
-            nonlocal since
-            if self.is_stopping():
-                raise TransportError("the agent is told to stop")
-            if not incoming.put(number, chunk):
-                return False
-            there.add(number)
-            since += 1
-            if since >= CHECKPOINT_CHUNKS:
-                incoming.checkpoint(there)
-                since = 0
-            return True
-
-        try:
-            if missing:
-                self.transport.pull(incoming.index, missing, keep)
-        finally:
-            incoming.checkpoint(there)
+    def _go_on(self) -> None:
+        if self.is_stopping():
+            raise TransportError("the agent is told to stop")
 
     def _verify(self, state: State) -> Event:
         index = self._index(state)

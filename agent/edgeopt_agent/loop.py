@@ -12,6 +12,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import datetime
 
@@ -36,6 +37,10 @@ _log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 FAULT_PAUSE_S = 5.0
+MEANWHILE_S = 0.2
+"""So often long work is interrupted to tell what is due."""
+MOST_ASIDE = 100
+"""Messages that wait for the end of long work; of more the oldest are dropped, and come again."""
 
 
 class Agent:
@@ -71,6 +76,8 @@ class Agent:
         self._monotonic = monotonic
         self._progress = progress
         self._stop = threading.Event()
+        self._aside: deque[Message] = deque(maxlen=MOST_ASIDE)
+        self._told_at = float("-inf")
         self.teller = Teller(transport, outbox, now, self._seconds, self.reported)
         self.installer = Installer(
             config,
@@ -133,6 +140,8 @@ class Agent:
 
     def tick(self, wait_s: float = 0.0) -> None:
         """Take the messages that are there (waiting at most `wait_s` for one), then do one piece of work."""
+        while self._aside:
+            self._take(self._aside.popleft())
         try:
             message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
             while True:
@@ -176,7 +185,22 @@ class Agent:
     def _is_stopping(self) -> bool:
         """Asked by long work between its pieces, which is progress."""
         self._progress()
+        self._meanwhile()
         return self._stop.is_set()
+
+    def _meanwhile(self) -> None:
+        """Tell, and hear what telling needs; whatever else arrives waits for the end of the long work."""
+        if self._monotonic() - self._told_at < MEANWHILE_S:
+            return
+        self._told_at = self._monotonic()
+        while not self._inbox.empty():
+            message = self._inbox.get_nowait()
+            if isinstance(message, Acknowledged):
+                self.teller.acknowledge(message.ack)
+            else:
+                self._aside.append(message)
+        self.teller.tell_service(self.models.service)
+        self.teller.send()
 
     def _seconds(self) -> float:
         return self._monotonic()

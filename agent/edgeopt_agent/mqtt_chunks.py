@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 from edgeopt_agent.listening import Listening
-from edgeopt_agent.pulling import MAX_WRONG_CHUNKS, check_rate, runs
+from edgeopt_agent.pulling import MAX_WRONG_CHUNKS, NOTHING, check_rate, runs
 from edgeopt_agent.window import Window
 from edgeopt_wire.document import from_bytes, to_bytes
 from edgeopt_wire.errors import DocumentError, NotOfferedError, TransportError
@@ -165,6 +165,7 @@ class ChunkPull:
         try:
             what, rest, payload = self._answers.get(timeout=self._step_s())
         except queue.Empty:
+            self._keep(NOTHING, b"")
             return
         digest = self._index.sha256[:16]
         if what == "refused":

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every way of pulling chunks shares: how slow is too slow, how wrong is too wrong, and asking for runs."""
+"""What every way of pulling chunks shares: keeping them, how slow is too slow, how wrong is too wrong, asking for runs."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -14,6 +15,10 @@ MIN_BYTES_PER_S = 1024
 """Less than this after the grace is slow retrieval (a GPRS modem gives 4 kB/s)."""
 MAX_WRONG_CHUNKS = 8
 """Chunks in one pull that are not what was signed, before it is put off."""
+CHECKPOINT_S = 3.0
+"""Between two flushes of a package that arrives: what a power cut can cost."""
+NOTHING = -1
+"""The number with which a transport asks whether to go on while no chunk comes."""
 
 
 class Blobs(Protocol):
@@ -44,3 +49,55 @@ def runs(numbers: Sequence[int]) -> tuple[tuple[int, int], ...]:
         else:
             runs.append((number, 1))
     return tuple(runs)
+
+
+class Arriving(Protocol):
+    """A blob while it arrives: `edgeopt_agent.store.Incoming`."""
+
+    index: PackageIndex
+
+    def missing(self) -> list[int]:
+        """Chunks that are not there."""
+        ...
+
+    def put(self, number: int, chunk: bytes) -> bool:
+        """Keep a chunk if it is what was signed; say whether it is."""
+        ...
+
+    def checkpoint(self, there: set[int]) -> None:
+        """Flush, then note what is there."""
+        ...
+
+
+def fill(
+    arriving: Arriving,
+    pull: Callable[[PackageIndex, Sequence[int], Callable[[int, bytes], bool]], None],
+    go_on: Callable[[], None],
+    monotonic: Callable[[], float] = time.monotonic,
+) -> None:
+    """Pull what is missing of a blob; what came is on the disk whatever ends the pull.
+
+    It is flushed every `CHECKPOINT_S`, however fast or slow it comes: what a power cut costs is time. `go_on` is called
+    with every chunk, and now and then while none comes; what it raises ends the pull.
+    """
+    missing = arriving.missing()
+    if not missing:
+        return
+    there = set(range(len(arriving.index.chunks))) - set(missing)
+    flushed_at = monotonic()
+
+    def keep(number: int, chunk: bytes) -> bool:
+        nonlocal flushed_at
+        go_on()
+        if number == NOTHING or not arriving.put(number, chunk):
+            return False
+        there.add(number)
+        if monotonic() - flushed_at >= CHECKPOINT_S:
+            arriving.checkpoint(there)
+            flushed_at = monotonic()
+        return True
+
+    try:
+        pull(arriving.index, missing, keep)
+    finally:
+        arriving.checkpoint(there)

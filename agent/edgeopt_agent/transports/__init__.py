@@ -91,6 +91,8 @@ class Transport(Protocol):
     def pull(self, index: PackageIndex, missing: Sequence[int], keep: Callable[[int, bytes], bool]) -> None:
         """Get chunks; `keep` says whether a chunk was right. Returns when all of `missing` were kept.
 
+        While none comes, `keep(pulling.NOTHING, b"")` is called now and then: the caller has other things to do.
+
         Raises:
             TransportError: The other side cannot be reached now, or does not give what is asked.
         """

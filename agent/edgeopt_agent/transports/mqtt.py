@@ -29,7 +29,8 @@ from edgeopt_agent.mqtt_client import (
     make_client,
     make_tls,
 )
-from edgeopt_agent.mqtt_pull import CHUNK_TIMEOUT_S, REPLY_TIMEOUT_S, Answers, Puller
+from edgeopt_agent.mqtt_chunks import Answers
+from edgeopt_agent.mqtt_pull import CHUNK_TIMEOUT_S, REPLY_TIMEOUT_S, Puller
 from edgeopt_agent.pulling import Blobs
 from edgeopt_agent.reconnecting import End, Pace, Reconnecting
 from edgeopt_agent.transports import (
