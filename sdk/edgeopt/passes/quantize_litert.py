@@ -158,7 +158,7 @@ def _endless_pads(program: bytes) -> dict[str, str]:
 
     model = parse(program)
     graph = model.subgraphs[0]
-    found = {}
+    found: dict[str, str] = {}
     for operator, kind in zip(graph.operators, type_names(model), strict=True):
         data = model.buffers[graph.tensors[operator.inputs[2]].buffer].data if kind == "PADV2" else None
         if data is not None and np.isneginf(np.asarray(data, np.uint8).view(np.float32)).all():
