@@ -122,7 +122,8 @@ class Presence:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, kept on the device until acknowledged. `kind`: "measurement", "phase" or "trust".
+    """Something that happened, kept on the device until acknowledged. `kind`: "measurement", "phase", "service",
+    "golden", "drift" or "trust".
 
     The body of the last says what nobody signed: `model` (empty for the device's `desired`) and `error`.
     """

@@ -5,6 +5,9 @@ A value x > 0 counts in bin ceil(log(x) / log(GAMMA)); a bin speaks for its midd
 variants are added bin by bin, and the sum is the sketch of all values. Twelve orders of magnitude are 1,400 bins.
 
 Source: Masson, Rim, Lee 2019, "DDSketch: a fast and fully-mergeable quantile sketch with relative-error guarantees".
+
+Why not PyPI's `ddsketch`? It fills the same bins at the same speed (docs/monitoring.md), and its portable form needs
+protobuf on every device.
 """
 
 import math

@@ -82,11 +82,20 @@ def _device(device: Device, certificate: CertificateRow | None) -> dict[str, Any
         "seen_revision": device.reported.get("desired_revision", 0),
         "agent_version": device.reported.get("agent_version", ""),
         "models": device.reported.get("models", []),
+        "degraded": _fact(device, "degraded"),
+        "drift": _fact(device, "drift"),
         "disk_free_bytes": device.reported.get("disk_free_bytes"),
         "dropped_events": device.dropped_events,
         "certificate": None if certificate is None else certificates.certificate_document(certificate),
         "shut_out": certificate is not None and certificate.revoked_at is not None,
     }
+
+
+def _fact(device: Device, name: str) -> dict[str, Any]:
+    """A mapping by model of what a device reports; none from agents that know nothing of it."""
+    facts = device.reported.get("facts", {})
+    found = facts.get(name) if isinstance(facts, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _rollout(rollout: Rollout) -> dict[str, Any]:

@@ -226,6 +226,18 @@ def test_device_that_missed_the_newest_document_is_sent_it_again(fleet: Fleet) -
     assert not fleet.control.take_report(Reported("d1", "host", "s", 1, "0", ()))
 
 
+def test_what_a_device_found_wrong_is_shown_and_odd_facts_are_not(fleet: Fleet) -> None:
+    fleet.enrol("d1", "d2", "d3")
+    drift = {"tiny": {"state": "drift", "feature": "image.mean.0", "psi": 1.2}}
+    facts = {"degraded": {"tiny": "damaged on the disk: a.onnx"}, "drift": drift}
+    fleet.control.take_report(Reported("d1", "host", "s", 0, "0", (), facts=facts))
+    fleet.control.take_report(Reported("d2", "host", "s", 0, "0", (), facts={"drift": [1], "kernel": "6"}))
+    found = {entry["id"]: entry for entry in fleet.queries.devices()["devices"]}
+    assert found["d1"]["degraded"] == {"tiny": "damaged on the disk: a.onnx"}
+    assert found["d1"]["drift"] == drift
+    assert [found[name][key] for name in ("d2", "d3") for key in ("degraded", "drift")] == [{}] * 4
+
+
 def test_device_of_a_family_gets_its_own_package_before_the_familys(fleet: Fleet) -> None:
     fleet.publish(
         device="jetson-orin", classes=("jetson-orin", "jetson-orin-nx-16gb", "jetson-agx-orin-64gb")
