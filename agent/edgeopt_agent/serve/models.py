@@ -55,7 +55,10 @@ class Models:
         self._store = store
         self._overrides = overrides or {}
         self._entries: dict[str, _Entry] = {}
+        self._absent: dict[str, tuple[str, str]] = {}
         self._guard = threading.Lock()
+        self.is_starting = False
+        """Whether what is installed is still being loaded: until then nobody is told that this device is ready."""
 
     def activate(self, model: str, installed: Installed) -> None:
         """Load a variant from its slot and serve from it.
@@ -65,11 +68,11 @@ class Models:
         """
         from edgeopt_agent.serve.served import Served
 
-        manifest = self._store.manifest(model, installed.slot)
-        folder = self._store.slot(model, installed.slot)
-        serving = serving_of(manifest, self._overrides.get(model, {}))
         instances: list[LoadedModel] = []
         try:
+            manifest = self._store.manifest(model, installed.slot)
+            folder = self._store.slot(model, installed.slot)
+            serving = serving_of(manifest, self._overrides.get(model, {}))
             instances.append(open_model(folder, manifest, installed.variant))
             while len(instances) < serving.instances:
                 is_shared = getattr(instances[0].session, "is_reentrant", False)
@@ -77,11 +80,15 @@ class Models:
                     instances[0] if is_shared else open_model(folder, manifest, installed.variant)
                 )
             served = Served(instances, serving, folder, self._embed, self.service)
-        except BaseException:
+        except BaseException as error:
             for loaded in instances:
                 loaded.close()
+            with self._guard:
+                if model not in self._entries:
+                    self._absent[model] = (installed.version, str(error))
             raise
         with self._guard:
+            self._absent.pop(model, None)
             before = self._entries.get(model)
             self._entries[model] = _Entry(served)
             is_last = before is not None and self._retire(before)
@@ -91,6 +98,7 @@ class Models:
     def deactivate(self, model: str) -> None:
         """Stop serving a model."""
         with self._guard:
+            self._absent.pop(model, None)
             before = self._entries.pop(model, None)
             is_last = before is not None and self._retire(before)
         if before is not None and is_last:
@@ -100,6 +108,16 @@ class Models:
         """Names of the models that serve."""
         with self._guard:
             return sorted(self._entries)
+
+    def absent(self) -> dict[str, tuple[str, str]]:
+        """The models that should serve and do not: their version, and why."""
+        with self._guard:
+            return dict(sorted(self._absent.items()))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model that should serve does."""
+        return not self.is_starting and not self._absent
 
     def describe(self, model: str) -> LoadedModel:
         """The loaded model.

@@ -17,6 +17,7 @@ class Refused(RecipeError):
 
     status = 400
     must_close = False
+    is_silent = False
 
     def __init__(self, text: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(text)
@@ -27,6 +28,18 @@ class NotFound(Refused):
     """No such path, model, version or region."""
 
     status = 404
+
+
+class NotReady(Refused):
+    """Some model does not serve that should. The protocol wants no words; `repository/index` has them."""
+
+    is_silent = True
+
+
+class NotServing(NotFound):
+    """The model or version that was asked after does not serve. No words either."""
+
+    is_silent = True
 
 
 class NotAllowed(Refused):

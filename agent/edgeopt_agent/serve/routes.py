@@ -3,11 +3,12 @@
 
 | path (under /v2) | answers |
 |---|---|
-| health/live, health/ready | 200 |
+| health/live | 200 |
+| health/ready | 200 where every model that should serve does, else 400; neither has a body |
 | (nothing) | name, version, extensions |
-| models/NAME[/versions/V] | metadata; .../ready 200; .../config; .../stats |
+| models/NAME[/versions/V] | metadata; .../ready (200 or 404, no body); .../config; .../stats |
 | models/NAME[/versions/V]/infer | POST; JSON, binary tensors, shared memory, or a bare file or text |
-| repository/index | the models that serve; load and unload are the fleet's business and refused |
+| repository/index | the models that serve, and those that should, with the reason why not; load and unload are the fleet's business and refused |
 | systemsharedmemory/... | register, unregister, status |
 | edgeopt/memory/region/NAME/register | sealed memory, its descriptor beside the request |
 
@@ -25,8 +26,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeopt_agent.serve import infer_route, metrics
+from edgeopt_agent.serve.descriptions import configuration, describe, statistics
 from edgeopt_agent.serve.models import Models
-from edgeopt_agent.serve.refusals import Forbidden, NotAllowed, NotFound, NotImplementedHere
+from edgeopt_agent.serve.refusals import (
+    Forbidden,
+    NotAllowed,
+    NotFound,
+    NotImplementedHere,
+    NotReady,
+    NotServing,
+)
 from edgeopt_agent.serve.regions import Regions, SealedRegion, SystemRegion
 from edgeopt_agent.serve.repeats import Repeats
 from edgeopt_wire import __version__
@@ -117,8 +126,8 @@ class Routes:
             raise NotImplementedHere("CUDA shared memory is not offered; use system shared memory")
         known: dict[tuple[str, ...], tuple[str, Callable[[], Any]]] = {
             (): ("GET", self._server),
-            ("health", "live"): ("GET", lambda: {"live": True}),
-            ("health", "ready"): ("GET", lambda: {"ready": True}),
+            ("health", "live"): ("GET", lambda: None),
+            ("health", "ready"): ("GET", self._ready),
             ("repository", "index"): ("POST", self._index),
             ("cudasharedmemory", "status"): ("GET", list),
         }
@@ -131,6 +140,8 @@ class Routes:
         return _json(found[1]())
 
     def _model(self, asked: Asked, name: str, rest: list[str]) -> Reply:
+        if rest == ["ready"] or (rest[:1] == ["versions"] and len(rest) == 3 and rest[2] == "ready"):
+            return self._model_ready(asked, name, rest[1] if len(rest) == 3 else "")
         served = self.models.served(name)
         version = ""
         if rest[:1] == ["versions"] and len(rest) > 1:
@@ -143,7 +154,6 @@ class Routes:
             _only(asked, "POST")
         known: dict[tuple[str, ...], Callable[[Served], Any]] = {
             (): describe,
-            ("ready",): lambda _: {"ready": True},
             ("config",): configuration,
             ("stats",): statistics,
         }
@@ -152,6 +162,20 @@ class Routes:
             raise NotFound(f"unknown path {asked.path[:200]!r}; a model has ready, config, stats and infer")
         _only(asked, "GET")
         return _json(found(served))
+
+    def _model_ready(self, asked: Asked, name: str, version: str) -> Reply:
+        _only(asked, "GET")
+        try:
+            serving = self.models.served(name).loaded.manifest.version
+        except NotFound as error:
+            raise NotServing(str(error)) from error
+        if version and version != serving:
+            raise NotServing(f"{name} serves version {serving}")
+        return Reply()
+
+    def _ready(self) -> None:
+        if not self.models.is_ready:
+            raise NotReady("not every model serves that should")
 
     def _metrics(self) -> Reply:
         service = self.models.service
@@ -172,7 +196,14 @@ class Routes:
 
     def _index(self) -> list[dict[str, str]]:
         found = [(name, self.models.served(name).loaded.manifest.version) for name in self.models.names()]
-        return [{"name": name, "version": version, "state": "READY", "reason": ""} for name, version in found]
+        absent = self.models.absent()
+        return [
+            *({"name": n, "version": v, "state": "READY", "reason": ""} for n, v in found),
+            *(
+                {"name": n, "version": v, "state": "UNAVAILABLE", "reason": why}
+                for n, (v, why) in absent.items()
+            ),
+        ]
 
     def _system_memory(self, asked: Asked, rest: list[str]) -> Reply:
         name = rest[1] if rest[:1] == ["region"] and len(rest) == 3 else ""
@@ -212,86 +243,6 @@ class Routes:
         return Reply()
 
 
-def describe(served: Served) -> dict[str, Any]:
-    """A model's metadata; what postprocess offers is listed behind the model's own outputs."""
-    from edgeopt_agent.serve.protocol import describe_tensor
-
-    manifest, batch = served.loaded.manifest, served.serving.max_batch
-    finished = [
-        {"name": n, "datatype": d, "shape": list(shape)} for n, d, shape in served.processing.outputs()
-    ]
-    return {
-        "name": manifest.name,
-        "versions": [manifest.version],
-        "platform": f"edgeopt_{served.loaded.variant.runtime}",
-        "inputs": [describe_tensor(spec, batch) for spec in manifest.signature_inputs],
-        "outputs": [describe_tensor(spec, batch) for spec in manifest.signature_outputs],
-        "parameters": {
-            "accepts": served.processing.kind_in,
-            "postprocess": finished,
-            "batching": {"max_rows": batch, "sizes": list(served.batch_sizes)},
-        },
-    }
-
-
-def configuration(served: Served) -> dict[str, Any]:
-    """How a model is served, in the words of the model configuration extension."""
-    from edgeopt_agent.serve.protocol import describe_tensor
-
-    manifest, serving = served.loaded.manifest, served.serving
-
-    def edges(specs: Any) -> list[dict[str, Any]]:
-        listed = [describe_tensor(spec) for spec in specs]
-        free = serving.max_batch > 1
-        return [
-            {"name": e["name"], "data_type": f"TYPE_{e['datatype']}", "dims": e["shape"][free:]}
-            for e in listed
-        ]
-
-    found: dict[str, Any] = {
-        "name": manifest.name,
-        "platform": f"edgeopt_{served.loaded.variant.runtime}",
-        "max_batch_size": serving.max_batch if serving.max_batch > 1 else 0,
-        "input": edges(manifest.signature_inputs),
-        "output": edges(manifest.signature_outputs),
-        "instance_group": [{"count": serving.instances}],
-        "response_cache": {"enable": serving.response_cache is not None},
-    }
-    if serving.max_batch > 1:
-        found["dynamic_batching"] = {"max_queue_delay_microseconds": serving.max_delay_us}
-        if served.batch_sizes:
-            found["dynamic_batching"]["preferred_batch_size"] = list(served.batch_sizes)
-    return found
-
-
-def statistics(served: Served) -> dict[str, Any]:
-    """Counters in the words of the statistics extension; times are sums in nanoseconds since the model was loaded."""
-    counts, manifest = served.scheduler.counts, served.loaded.manifest
-    caches = served.counts()
-    hits = {"count": sum(cache["hits"] for cache in caches.values()), "ns": 0}
-    misses = {"count": sum(cache["misses"] for cache in caches.values()), "ns": 0}
-    entry = {
-        "name": manifest.name,
-        "version": manifest.version,
-        "inference_count": counts.rows,
-        "execution_count": counts.runs,
-        "inference_stats": {
-            "success": {"count": counts.runs, "ns": counts.run_ns},
-            "queue": {"count": counts.runs, "ns": counts.queue_ns},
-            "compute_infer": {"count": counts.runs, "ns": counts.run_ns},
-            "cache_hit": hits,
-            "cache_miss": misses,
-        },
-        "edgeopt": {
-            "refused": counts.refused,
-            "expired": counts.expired,
-            "waiting": served.scheduler.waiting,
-            "caches": caches,
-        },
-    }
-    return {"model_stats": [entry]}
-
-
 def _body(asked: Asked) -> dict[str, Any]:
     raw, _ = asked.read_body(-1)
     try:
@@ -304,7 +255,7 @@ def _body(asked: Asked) -> dict[str, Any]:
 
 
 def _json(value: Any) -> Reply:
-    return Reply(json.dumps(value).encode())
+    return Reply() if value is None else Reply(json.dumps(value).encode())
 
 
 def _only(asked: Asked, method: str) -> None:

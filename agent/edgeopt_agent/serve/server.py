@@ -255,7 +255,8 @@ class Server:
             "Content-Type": "application/json",
             **(error.headers if isinstance(error, Refused) else {}),
         }
-        reply = Reply(json.dumps({"error": str(error)}).encode(), headers=headers)
+        content = b"" if getattr(error, "is_silent", False) else json.dumps({"error": str(error)}).encode()
+        reply = Reply(content, headers=headers)
         try:
             _send(wire, status, reply, is_kept=is_kept, is_head=is_head)
         except OSError:

@@ -11,9 +11,9 @@ import pytest
 
 from edgeopt_agent.client import Client
 from edgeopt_agent.machine import Installed
+from edgeopt_agent.serve.descriptions import describe
 from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models, serving_of
-from edgeopt_agent.serve.routes import describe
 from edgeopt_agent.serve.served import Call
 from edgeopt_agent.store import Store
 from edgeopt_wire.document import to_bytes

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeopt_wire.errors import RuntimeFailure
+
 Rig = Any
 ONES = np.ones((1, 2, 4, 4), np.float32)
 
@@ -57,13 +59,49 @@ def test_server_model_and_version_endpoints_answer_as_the_protocol_says(rig: Rig
         assert found["outputs"] == [{"name": "scores", "datatype": "FP32", "shape": [1, 4]}]
 
 
+def bare(rig: Rig, path: str) -> tuple[int, bytes]:
+    found = rig.raw(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return int(found.split(b" ", 2)[1]), found.partition(b"\r\n\r\n")[2]
+
+
+def test_readiness_is_of_all_models_that_should_serve_and_has_no_body(rig: Rig) -> None:
+    """A probe takes the status alone; why a model does not serve stands in the repository's index."""
+    assert bare(rig, "/v2/health/live") == bare(rig, "/v2/health/ready") == (200, b""), "nothing is installed"
+    rig.models.is_starting = True
+    assert (bare(rig, "/v2/health/live")[0], bare(rig, "/v2/health/ready")) == (200, (400, b""))
+    rig.models.is_starting = False
+    rig.install(version="3")
+    for path in ("/v2/health/ready", "/v2/models/tiny/ready", "/v2/models/tiny/versions/3/ready"):
+        assert bare(rig, path) == (200, b"")
+    for path in ("/v2/models/none/ready", "/v2/models/tiny/versions/9/ready"):
+        assert bare(rig, path) == (404, b"")
+    assert ask(rig, "POST", "/v2/models/tiny/ready")[0] == ask(rig, "DELETE", "/v2/health/ready")[0] == 405
+    with pytest.raises(RuntimeFailure):
+        rig.install("other", version="7", failure="raise")
+    assert bare(rig, "/v2/health/ready") == (400, b"")
+    assert bare(rig, "/v2/models/other/ready") == (404, b"")
+    assert bare(rig, "/v2/models/tiny/ready") == (200, b""), "one that fails takes no other along"
+    with rig.client() as client:
+        assert (client.is_ready(), client.is_ready("tiny"), client.is_ready("other")) == (False, True, False)
+    _, index = ask(rig, "POST", "/v2/repository/index")
+    states = {entry["name"]: (entry["version"], entry["state"], bool(entry["reason"])) for entry in index}
+    assert states == {"tiny": ("3", "READY", False), "other": ("7", "UNAVAILABLE", True)}
+    rig.install("other", version="8", slot="B")
+    assert bare(rig, "/v2/health/ready") == (200, b"")
+    with pytest.raises(RuntimeFailure):
+        rig.install("other", version="9", failure="raise")
+    assert bare(rig, "/v2/health/ready") == (200, b""), "the version before serves on"
+    with pytest.raises(RuntimeFailure):
+        rig.install("third", failure="raise")
+    rig.models.deactivate("third")
+    assert bare(rig, "/v2/health/ready") == (200, b""), "what was removed should not serve"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "code"),
     [
         ("GET", "/v2/models/none", 404),
-        ("GET", "/v2/models/none/ready", 404),
         ("POST", "/v2/models/none/infer", 404),
-        ("GET", "/v2/models/tiny/versions/9/ready", 404),
         ("POST", "/v2/models/tiny/versions/9/infer", 404),
         ("GET", "/v1/models", 404),
         ("GET", "/v2/nothing", 404),
