@@ -14,6 +14,7 @@
 | http | `{"port": 8000, "shared_memory": false}`: local inference on a port of 127.0.0.1 as well | none |
 | service_report_s | seconds between two reports of what was served, at least 10 | 300 |
 | drift | `{"every_s": 1, "rows": 128, "reference": "package"}`: how what models see is watched (docs/monitoring.md) | as shown |
+| disk_quota | what models may take of the disk, a share (`50%`) or a size (`2GB`); packages that nothing needs go first | `50%` |
 | serving | by model, what goes before the package's own `serving` keys (docs/serving.md) | `{}` |
 """
 
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt_agent.drift import DriftOptions
+from edgeopt_agent import quota
 from edgeopt_agent.serve.options import HttpOptions
 from edgeopt_agent.transports import Identity, Inbox, Transport
 from edgeopt_wire import __version__, seam, topics
@@ -58,6 +60,7 @@ class AgentConfig:
     socket: str = ""
     http: HttpOptions = field(default_factory=HttpOptions)
     service_report_s: float = 300.0
+    disk_quota: str = quota.DEFAULT
     serving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     drift: DriftOptions = field(default_factory=DriftOptions)
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -93,6 +96,7 @@ def load_config(path: Path) -> AgentConfig:
             raise RecipeError(
                 f"{path}: service_report_s must be at least {MIN_REPORT_S:.0f}, found {config.service_report_s}"
             )
+        quota.parse_quota(config.disk_quota, 0)
     except DocumentError as error:
         raise RecipeError(str(error)) from error
     if config.extra:

@@ -8,7 +8,7 @@ for something else, or variants that fail their golden outputs are refused, and 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.deltas import find_way, pull_by_delta
 from edgeopt_agent.files import disk_error
 from edgeopt_agent.fits import check_fits, this_machine
+from edgeopt_agent.housekeeping import Housekeeper
 from edgeopt_agent.machine import Effect, Event, Installed, Kind, State
 from edgeopt_agent.probe import ProbeRequest
 from edgeopt_agent.pulling import fill
@@ -69,12 +70,14 @@ class Installer:
 
     config: AgentConfig
     store: Store
+    keeper: Housekeeper
     transport: Transport
     trust: Finder
     server: Server
     probe: Callable[[ProbeRequest], Measurement]
     keep: Callable[[str, Measurement], None]
     is_stopping: Callable[[], bool] = lambda: False
+    states: Callable[[], Mapping[str, State]] = dict
     alarm: Callable[[str, str], None] = lambda model, error: _log.error("%s: %s", model, error)
 
     def __post_init__(self) -> None:
@@ -84,6 +87,7 @@ class Installer:
             Effect.RESOLVE: self._resolve,
             Effect.DOWNLOAD: self._download,
             Effect.VERIFY: self._verify,
+            Effect.PLACE: self._place,
             Effect.PROBE: self._probe,
             Effect.SWITCH: self._switch,
         }
@@ -123,9 +127,16 @@ class Installer:
 
     def _download(self, state: State) -> Event:
         index = self._index(state)
+        if self.store.packages.find(index.sha256) is not None:
+            _log.info("%s %s is here already", index.name, index.version)
+            return Event(Kind.DONE)
         incoming = self.store.incoming(index)
         missing = incoming.missing()
         if missing:
+            # the bytes that come, and the files that they are made into
+            self.keeper.make_room(
+                incoming.to_take() + index.size_bytes, {**self.states(), state.model: state}
+            )
             incoming.reserve()
             way = find_way(index, state, self.store) if len(missing) == len(index.chunks) else None
             if way is None or not pull_by_delta(way, index, self.store, self._fill):
@@ -142,14 +153,21 @@ class Installer:
 
     def _verify(self, state: State) -> Event:
         index = self._index(state)
-        assert state.candidate is not None, "a candidate is known since it was resolved"
-        slot = state.candidate.slot
         incoming = self.store.incoming(index)
-        if not incoming.missing():  # over a slot that was whole as well: it may have been damaged since
-            self.store.stage(index, slot)
-        elif not self.store.is_whole(state.model, slot, index.sha256):
+        if self.store.packages.find(index.sha256) is not None:
+            is_whole = self.store.packages.is_whole(index.sha256)
+        else:
+            is_whole = not incoming.missing() and self.store.stage(index)
+        if not is_whole:
             return Event(Kind.LOST, error="the package was damaged on the disk; it is fetched again")
         incoming.discard()
+        return Event(Kind.DONE)
+
+    def _place(self, state: State) -> Event:
+        candidate = state.candidate
+        assert candidate is not None, "a candidate is known since it was resolved"
+        if not self.store.place(state.model, candidate.slot, candidate.package_sha256):
+            return Event(Kind.LOST, error="the package was damaged in the store; it is fetched again")
         return Event(Kind.DONE)
 
     def _probe(self, state: State) -> Event:
@@ -229,9 +247,12 @@ class Installer:
         return Event(Kind.MEASURED, installed=found)
 
     def _switch(self, state: State) -> Event:
-        assert state.candidate is not None, "a trial has a candidate"
-        self.server.activate(state.model, state.candidate)
-        return Event(Kind.DONE, installed=state.candidate)
+        candidate = state.candidate
+        assert candidate is not None, "a trial has a candidate"
+        if not self.store.is_whole(state.model, candidate.slot, candidate.package_sha256):
+            return Event(Kind.LOST, error=f"slot {candidate.slot} is not whole any more; it is fetched again")
+        self.server.activate(state.model, candidate)
+        return Event(Kind.DONE, installed=candidate)
 
     def _index(self, state: State) -> PackageIndex:
         index = self._indexes.get(state.model)

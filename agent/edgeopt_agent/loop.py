@@ -17,6 +17,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from edgeopt_agent.config import AgentConfig
+from edgeopt_agent.housekeeping import Housekeeper
 from edgeopt_agent.installer import Installer
 from edgeopt_agent.machine import Event, State
 from edgeopt_agent.outbox import Outbox
@@ -79,9 +80,11 @@ class Agent:
         self._aside: deque[Message] = deque(maxlen=MOST_ASIDE)
         self._told_at = float("-inf")
         self.teller = Teller(transport, outbox, now, self._seconds, self.reported)
+        keeper = Housekeeper(store, config.disk_quota)
         self.installer = Installer(
             config,
             store,
+            keeper,
             transport,
             trust,
             models,
@@ -89,8 +92,9 @@ class Agent:
             self.teller.keep,
             is_stopping=self._is_stopping,
             alarm=self.teller.alarm,
+            states=lambda: self.worker.known,
         )
-        self.worker = Worker(store, models, self.installer, self.teller, monotonic=self._seconds)
+        self.worker = Worker(store, keeper, models, self.installer, self.teller, monotonic=self._seconds)
         self.wishes = Wishes(
             config.device, store, trust, self.teller, self.worker.want, monotonic=self._seconds
         )
@@ -150,6 +154,8 @@ class Agent:
         except queue.Empty:
             pass
         self._progress()
+        while self.store.complaints:
+            self.teller.alarm("", self.store.complaints.pop())
         self.wishes.again()
         self.worker.do_one()
         if not self.is_busy:

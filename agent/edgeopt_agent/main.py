@@ -49,7 +49,7 @@ def make_agent(
         StoreError: The root of trust cannot be read.
         TrustError: The root of trust is none.
     """
-    clock = TrustedClock(utc_now, lambda: store.load_device().newest_moment)
+    clock = TrustedClock(utc_now, store.newest_moment)
     transport.use_clock(clock)
     trust = Trust(
         store.folder / "metadata",

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class Wishes:
-    """The wishes of one device. `accepted` is told what is wanted now, by model."""
+    """The wishes of one device. `accepted` is told what is wanted now, by model, and the revision that says so."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Wishes:
         store: Store,
         trust: Trust,
         teller: Teller,
-        accepted: Callable[[dict[str, DesiredModel]], None],
+        accepted: Callable[[dict[str, DesiredModel], int], None],
         *,
         monotonic: Callable[[], float],
     ) -> None:
@@ -45,7 +45,7 @@ class Wishes:
         self._monotonic = monotonic
         self._unread: bytes | None = None
         self._time_due = False
-        self._record = store.load_device()
+        self._record: DeviceRecord | None = None
         self.pause = Pause()
         self.unread_because = ""
         """Why the newest desired document cannot be followed yet, empty if it is."""
@@ -58,7 +58,10 @@ class Wishes:
     @property
     def revision(self) -> int:
         """The newest revision that was accepted."""
-        return self._record.revision
+        try:
+            return self._known().revision
+        except StoreError:
+            return 0
 
     def came(self, envelope: bytes) -> None:
         """A document came."""
@@ -101,7 +104,7 @@ class Wishes:
         self.pause.begin(self._monotonic())
 
     def _accept(self, desired: Desired, digest: str) -> None:
-        record = _since(self._record, self._trust.director_keys)
+        record = _since(self._known(), self._trust.director_keys)
         if desired.revision < record.revision:
             _log.warning("desired revision %d is older than %d; ignored", desired.revision, record.revision)
             return
@@ -121,8 +124,18 @@ class Wishes:
             record, revision=desired.revision, desired_sha256=content, newest_moment=format_moment(newest)
         )
         self._save(fresh)
-        self._accepted({model.name: model for model in desired.models})
+        self._accepted({model.name: model for model in desired.models}, desired.revision)
         self._teller.is_due()
+
+    def _known(self) -> DeviceRecord:
+        """What was seen. Without it nothing is obeyed: an older document could come again.
+
+        Raises:
+            StoreError: It cannot be read now, or is a newer agent's.
+        """
+        if self._record is None:
+            self._record = self._store.load_device()
+        return self._record
 
     def _save(self, record: DeviceRecord) -> None:
         if record != self._record:
@@ -135,9 +148,10 @@ class Wishes:
         try:
             moment = self._trust.ask_time()
             if moment is not None:
-                before = self._record.newest_moment
+                record = self._known()
+                before = record.newest_moment
                 newest = max(moment, parse_moment(before) if before else moment)
-                self._save(replace(self._record, newest_moment=format_moment(newest)))
+                self._save(replace(record, newest_moment=format_moment(newest)))
         except (TransportError, StoreError) as error:
             _log.warning("the time is not known yet: %s", error)
         except EdgeoptError as error:

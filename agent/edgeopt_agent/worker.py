@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is done: each model's machine is fed, its effects run in their order, and what was put off is tried again.
 
-Rule: the state is on the disk before an effect runs.
+Rules:
+- The state is on the disk before an effect runs.
+- A model whose record cannot be read now waits for the disk; one whose record a newer agent wrote serves and is left.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from edgeopt_agent import machine
+from edgeopt_agent.housekeeping import Housekeeper
 from edgeopt_agent.installer import Installer
 from edgeopt_agent.machine import Effect, Event, Kind, State
 from edgeopt_agent.pauses import Pause
+from edgeopt_agent.records import NewerRecordError
 from edgeopt_agent.remeasure import CHECK_S
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.store import Store
 from edgeopt_agent.telling import Teller
+from edgeopt_agent.transitions import step
 from edgeopt_wire.errors import EdgeoptError, StoreError
-from edgeopt_wire.messages import DesiredModel
+from edgeopt_wire.messages import DesiredModel, Phase
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +35,7 @@ class Worker:
     def __init__(
         self,
         store: Store,
+        keeper: Housekeeper,
         models: Models,
         installer: Installer,
         teller: Teller,
@@ -38,6 +44,7 @@ class Worker:
     ) -> None:
         self.states: dict[str, State] = {}
         self._store = store
+        self._keeper = keeper
         self._models = models
         self._installer = installer
         self._teller = teller
@@ -45,6 +52,8 @@ class Worker:
         self._work: dict[str, Effect] = {}
         self._pauses: dict[str, Pause] = {}
         self._unstarted: set[str] = set()
+        self._unread: set[str] = set()
+        self._held: dict[str, str] = {}
         self._looked_at = float("-inf")
 
     @property
@@ -52,14 +61,18 @@ class Worker:
         """Whether some work waits, put off or not."""
         return bool(self._work or self._unstarted)
 
+    @property
+    def known(self) -> dict[str, State]:
+        """The states that this agent can answer for: not of records that it cannot read, or that are newer than it."""
+        odd = self._unread | self._held.keys()
+        return {name: state for name, state in self.states.items() if name not in odd}
+
     def start(self) -> None:
         """Serve what is active, then take up what was interrupted."""
+        self._store.recover()
         for name in self._store.models():
-            state = self._store.load_state(name)
-            self.states[name] = state
-            if state.active is not None:
-                self._serve(state)
-        for name in list(self.states):
+            self._open(name)
+        for name in sorted(self.known):
             self._start(name)
 
     def online(self) -> None:
@@ -67,16 +80,27 @@ class Worker:
         for pause in self._pauses.values():
             pause.shorten(self._monotonic())
 
-    def want(self, wanted: dict[str, DesiredModel]) -> None:
-        """Follow what is wanted now: every model of it, and none of those that were wanted and are no more."""
-        for name in {*wanted, *self.states}:
+    def want(self, wanted: dict[str, DesiredModel], revision: int) -> None:
+        """Follow what is wanted now: every model of it, and none of those that were wanted and are no more.
+
+        Raises:
+            StoreError: Not all of it is saved; want it again.
+        """
+        for name in sorted(self._unread):
+            self._open(name)
+        for name in sorted({*wanted, *self.states}):
             self.states.setdefault(name, State(name))
+            if name in self._unread:
+                raise StoreError(self.states[name].error)
             if name in wanted or self.states[name].desired is not None:
-                self.feed(name, Event(Kind.DESIRED, desired=wanted.get(name)))
+                self.feed(name, Event(Kind.DESIRED, desired=wanted.get(name), revision=revision))
 
     def feed(self, name: str, event: Event) -> None:
         """Take one step of a model's machine and run its effects in their order."""
-        state, effects = machine.step(self.states[name], event)
+        if name in self._held:
+            _log.warning("%s", self._held[name])
+            return
+        state, effects = step(self.states[name], event)
         if event.kind is Kind.AWAY:
             self._put_off(name)
         elif effects:
@@ -95,7 +119,7 @@ class Worker:
         elif effect is Effect.REPORT:
             self._teller.note_phase(state)
         elif effect is Effect.CLEAN:
-            self._store.clean({**self.states, name: state})
+            self._keeper.clean({**self.known, name: state})
         elif effect is Effect.REMOVE:
             self._models.deactivate(name)
             self._store.remove(name)
@@ -138,13 +162,42 @@ class Worker:
 
     def _start(self, name: str) -> None:
         try:
+            if name in self._unread:
+                self._open(name, again=True)
             if name in self.states:
-                self.feed(name, Event(Kind.STARTED))
+                candidate = self.states[name].candidate
+                arrived = self._store.arrived(candidate.package_sha256) if candidate is not None else 0
+                self.feed(name, Event(Kind.STARTED, arrived=arrived))
             self._unstarted.discard(name)
         except StoreError as error:
             _log.error("%s: what was interrupted waits for the disk: %s", name, error)
             self._unstarted.add(name)
             self._put_off(name)
+
+    def _open(self, name: str, *, again: bool = False) -> None:
+        """Read a model's record and serve what is active; what cannot be read now is tried again.
+
+        Raises:
+            StoreError: With `again`: it still cannot be read.
+        """
+        try:
+            self.states[name] = self._store.open_state(name)
+            self._unread.discard(name)
+        except NewerRecordError as error:
+            _log.error("%s", error)
+            self._held[name] = str(error)
+            self.states[name] = replace(self._store.load_state(name), phase=Phase.FAILED)
+            self._unread.discard(name)
+        except StoreError as error:
+            self._unread.add(name)
+            self._unstarted.add(name)
+            self.states[name] = State(name, error=str(error))
+            if again:
+                raise
+            self._put_off(name)
+            return
+        if self.states[name].active is not None:
+            self._serve(self.states[name])
 
     def _serve(self, state: State) -> None:
         assert state.active is not None, "called for what is active"

@@ -144,6 +144,18 @@ class PackageReader:
                 self._extract(entry, folder / entry.path)
         _write_synced(folder / MANIFEST_PATH, iter([self._read_all(MANIFEST_PATH)]))
 
+    def extract_file(self, path: str, target: Path) -> None:
+        """Write one listed file, or the manifest, to `target`, checked and flushed to the disk.
+
+        Raises:
+            DocumentError: Its digest does not match; nothing of it stays.
+            StoreError: The disk refused.
+        """
+        if path == MANIFEST_PATH:
+            _write_synced(target, iter([self._read_all(path)]))
+        else:
+            self._extract(self._entry(path), target)
+
     def verify(self) -> str:
         """Check every byte of the file and return its SHA-256.
 

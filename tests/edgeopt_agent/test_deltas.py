@@ -76,8 +76,15 @@ def test_the_next_version_comes_as_what_differs(site: Site) -> None:
     assert not list((site.folder / "state/incoming").iterdir()), "nothing of the delta stays"
 
 
-def test_the_way_back_needs_nothing_but_a_delta_in_the_other_direction_or_the_package(site: Site) -> None:
+def test_the_way_back_needs_nothing_while_the_package_is_here(site: Site) -> None:
     site.want("2")
+    assert site.want("1") == 0
+    assert serves(site.agent) == "1"
+
+
+def test_the_way_back_needs_the_package_where_the_disk_lost_it(site: Site) -> None:
+    site.want("2")
+    site.agent.store.packages.forget([site.indexes["1"].sha256])
     assert site.want("1") == 7, "the index of version 1 knew nothing of version 2"
     assert serves(site.agent) == "1"
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeopt_agent import files, golden
-from edgeopt_agent import store as store_module
+from edgeopt_agent import files, golden, incoming
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.loop import Agent
 from edgeopt_agent.model import open_model
@@ -382,7 +381,7 @@ def test_model_that_nobody_wants_any_more_is_gone(world: World) -> None:
 
 
 def test_every_disk_call_of_the_agent_is_in_the_table() -> None:
-    source = Path(files.__file__).read_text() + Path(store_module.__file__).read_text()
+    source = Path(files.__file__).read_text() + Path(incoming.__file__).read_text()
     for name in ("fsync", "pwrite", "posix_fallocate", "fdatasync"):
         assert f"os.{name}" in source
         assert name in DISK_CALLS

@@ -14,8 +14,8 @@ from edgeopt_agent.machine import (
     Installed,
     Kind,
     State,
-    step,
 )
+from edgeopt_agent.transitions import step
 from edgeopt_wire.document import from_bytes, to_bytes
 from edgeopt_wire.messages import DesiredModel, Phase
 
@@ -51,6 +51,7 @@ def test_happy_path_goes_through_every_phase_in_order() -> None:
         Phase.RESOLVING,
         Phase.DOWNLOADING,
         Phase.VERIFYING,
+        Phase.STAGED,
         Phase.PROBING,
         Phase.TRIAL,
         Phase.COMMITTED,

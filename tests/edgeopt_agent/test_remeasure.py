@@ -15,10 +15,11 @@ from publishing import write_package
 from edgeopt_agent import installer as installer_module
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.loop import Agent
-from edgeopt_agent.machine import Event, Installed, Kind, State, step
+from edgeopt_agent.machine import Event, Installed, Kind, State
 from edgeopt_agent.main import make_agent
 from edgeopt_agent.remeasure import changes, conditions
 from edgeopt_agent.store import Store
+from edgeopt_agent.transitions import step
 from edgeopt_agent.transports import Inbox
 from edgeopt_agent.transports.memory import MemoryTransport
 from edgeopt_wire.messages import Phase

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeopt_agent.housekeeping import Housekeeper
 from edgeopt_agent.machine import Installed, State
 from edgeopt_agent.store import Store
 from edgeopt_wire.archive import write_archive
@@ -47,6 +48,11 @@ def put_all(store: Store, index: PackageIndex, raw: bytes) -> None:
     for number in range(len(index.chunks)):
         assert incoming.put(number, raw[number * index.chunk_bytes :][: index.chunk_bytes])
     incoming.checkpoint(set(range(len(index.chunks))))
+
+
+def fill(store: Store, index: PackageIndex, slot: str) -> None:
+    assert store.stage(index)
+    assert store.place(index.name, slot, index.sha256)
 
 
 def test_state_comes_back_after_a_start(store: Store) -> None:
@@ -87,7 +93,7 @@ def test_record_that_the_disk_refuses_to_read_now_is_neither_moved_nor_written_o
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", refused)
-        assert store.load_state("tiny") == State("tiny")
+        assert "cannot read" in store.load_state("tiny").error
         with pytest.raises(StoreError, match="cannot read"):
             store.save_state(State("tiny"))
     assert store.load_state("tiny") == saved
@@ -179,7 +185,8 @@ def test_staged_slot_holds_the_package_and_is_whole(
 ) -> None:
     index, raw = package
     put_all(store, index, raw)
-    manifest = store.stage(index, "A")
+    fill(store, index, "A")
+    manifest = store.manifest("tiny", "A")
     assert store.is_whole("tiny", "A", index.sha256)
     for entry in manifest.files:
         content = (store.slot("tiny", "A") / entry.path).read_bytes()
@@ -191,17 +198,18 @@ def test_power_cut_while_unpacking_leaves_a_slot_that_is_not_whole(
 ) -> None:
     index, raw = package
     put_all(store, index, raw)
-    store.stage(index, "A")
+    fill(store, index, "A")
+    (store.slot("tiny", "A") / "manifest.json").unlink()
 
     def cut(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("edgeopt_wire.archive.PackageReader.extract", cut)
+        patch.setattr("edgeopt_agent.packages.link_durably", cut)
         with pytest.raises(KeyboardInterrupt):
-            store.stage(index, "A")
+            store.place("tiny", "A", index.sha256)
     assert not store.is_whole("tiny", "A", index.sha256)
-    store.stage(index, "A")
+    assert store.place("tiny", "A", index.sha256)
     assert store.is_whole("tiny", "A", index.sha256)
 
 
@@ -212,8 +220,8 @@ def test_index_that_lies_about_the_whole_is_refused(
     lie = replace(index, sha256="0" * 64)
     put_all(store, lie, raw)
     with pytest.raises(TrustError):
-        store.stage(lie, "A")
-    assert not store.is_whole("tiny", "A", lie.sha256)
+        store.stage(lie)
+    assert store.packages.find(lie.sha256) is None
 
 
 def test_index_of_another_version_is_refused(store: Store, package: tuple[PackageIndex, bytes]) -> None:
@@ -221,7 +229,7 @@ def test_index_of_another_version_is_refused(store: Store, package: tuple[Packag
     other = replace(index, version="9")
     put_all(store, other, raw)
     with pytest.raises(TrustError, match="promises tiny 9"):
-        store.stage(other, "A")
+        store.stage(other)
 
 
 def test_cleaning_never_touches_what_is_active_previous_or_on_its_way(
@@ -229,11 +237,12 @@ def test_cleaning_never_touches_what_is_active_previous_or_on_its_way(
 ) -> None:
     index, raw = package
     put_all(store, index, raw)
-    store.stage(index, "A")
+    fill(store, index, "A")
     (store.folder / "incoming" / ("9" * 64)).write_bytes(b"rubbish")
     candidate = Installed("B", "2", index.sha256)
-    state = State("tiny", active=Installed("A", "1", index.sha256), candidate=candidate)
-    store.clean({"tiny": state})
+    state = State("tiny", Phase.VERIFYING, active=Installed("A", "1", index.sha256), candidate=candidate)
+    store.save_state(state)
+    Housekeeper(store).clean({"tiny": state})
     assert store.is_whole("tiny", "A", index.sha256)
     assert [path.name for path in (store.folder / "incoming").glob("*") if path.suffix == ""] == [
         index.sha256

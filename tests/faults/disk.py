@@ -97,6 +97,12 @@ class Disk:
         folder, name = self._at(path)
         del folder.now[name]
 
+    def _link(self, old: str, new: str) -> None:
+        folder, name = self._at(old)
+        node = folder.now[name]
+        folder, name = self._at(new)
+        folder.now[name] = node
+
     def _rename(self, old: str, new: str) -> None:
         folder, name = self._at(old)
         node = folder.now.pop(name)

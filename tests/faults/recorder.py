@@ -130,6 +130,11 @@ class Recorder(mfusepy.Operations):
         self._note("rename", old, new)
         return 0
 
+    def link(self, target: str, source: str) -> int:
+        os.link(self._at(source), self._at(target))
+        self._note("link", source, target)
+        return 0
+
     def symlink(self, target: str, source: str) -> int:
         os.symlink(source, self._at(target))
         self._note("symlink", target, source)
