@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`edgeopt-agent`: run | serve | status | doctor | infer | install. Exit codes: 0 done, 1 failed, 2 usage."""
+"""`edgeopt-agent`: run | serve | status | doctor | infer | install | enroll | renew. Exit codes: 0 done, 1 failed, 2 usage."""
 
 from __future__ import annotations
 
@@ -63,7 +63,35 @@ def _parser() -> argparse.ArgumentParser:
     install.add_argument("--model", default="", help="which model of the repository")
     install.add_argument("--model-version", default="", help="which version of it")
     install.add_argument("--unsigned", action="store_true", help="take a FILE though nothing signs it")
+    _add_enrolment(commands)
     return parser
+
+
+def _add_enrolment(commands: Any) -> None:
+    enroll = _command(commands, "enroll", _enroll, "become a device of a fleet, with a one-time token")
+    enroll.add_argument("--server", required=True, help="the fleet's enrolment endpoint, https://HOST:PORT")
+    enroll.add_argument("--ca", type=Path, help="file with the fleet's authority, to know the server by")
+    enroll.add_argument(
+        "--fingerprint", default="", help="SHA-256 of the fleet's authority, to know the server by"
+    )
+    token = enroll.add_mutually_exclusive_group()
+    token.add_argument(
+        "--token-file", type=Path, help="file with the token; - reads it from the standard input"
+    )
+    token.add_argument(
+        "--token", default="", help="the token itself; every user of this device sees it in ps"
+    )
+    enroll.add_argument("--device", default="", help="who this is, where the token names nobody")
+    enroll.add_argument(
+        "--class", dest="device_class", default="", help="what this is; another than the token's is refused"
+    )
+    enroll.add_argument(
+        "--state-dir", type=Path, help="where the agent keeps models [beside the configuration]"
+    )
+    enroll.add_argument("--dry-run", action="store_true", help="try everything but the token, write nothing")
+    enroll.add_argument("--json", action="store_true", help="one JSON object")
+    renew = _command(commands, "renew", _renew, "renew this device's certificate now, whenever it ends")
+    renew.add_argument("--json", action="store_true", help="one JSON object")
 
 
 def _command(commands: Any, name: str, act: Any, text: str) -> argparse.ArgumentParser:
@@ -108,6 +136,9 @@ def _status(options: argparse.Namespace) -> int:
         print(
             f"  {model['name']} {model['version'] or '-'} [{model['variant'] or '-'}] {model['phase']} {model['error']}"
         )
+    if certificate := document["certificate"]:
+        renews = f", renews from {certificate['renews_at']}" if certificate["renews_at"] else ""
+        print(f"  certificate until {certificate['expires_at']}{renews} {certificate['renewal_error']}")
     print(f"  {document['events_waiting']} events wait, {document['events_dropped']} were dropped")
     return 0
 
@@ -126,6 +157,56 @@ def _doctor(options: argparse.Namespace) -> int:
             if row["advice"]:
                 print(f"{'':25} -> {row['advice']}")
     return 0 if found["ok"] else 1
+
+
+def _enroll(options: argparse.Namespace) -> int:
+    from edgeopt_agent.enrol import Wish, check, document, enrol
+
+    wish = Wish(
+        options.config,
+        options.server,
+        options.ca,
+        options.fingerprint,
+        options.device,
+        options.device_class,
+        options.state_dir,
+    )
+    if options.dry_run:
+        found = check(wish)
+        text = f"{wish.server} is the right one and everything can be written; without --dry-run the token is used"
+    else:
+        done = enrol(wish, _token(options))
+        found = document(wish, done)
+        text = (
+            f"{done.device} ({done.device_class}) is enrolled, its certificate ends {found['expires_at']} and renews itself\n"
+            f"start the agent, or start it again: edgeopt-agent run --config {wish.config}"
+        )
+    print(json.dumps(found, indent=2) if options.json else text)
+    return 0
+
+
+def _token(options: argparse.Namespace) -> str:
+    if options.token_file is None:
+        if not options.token:
+            raise RecipeError("say with --token-file FILE (or - for the standard input) which token to use")
+        return str(options.token)
+    try:
+        raw = sys.stdin.read() if str(options.token_file) == "-" else options.token_file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the token {options.token_file}: {error}") from error
+    return str(raw).strip()
+
+
+def _renew(options: argparse.Namespace) -> int:
+    from edgeopt_agent.config import load_config
+    from edgeopt_agent.renewing import renew_now
+
+    found = renew_now(load_config(options.config))
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    print(f"renewed, until {found['expires_at']}; a running agent uses it from its next connection on")
+    return 0
 
 
 def _infer(options: argparse.Namespace) -> int:

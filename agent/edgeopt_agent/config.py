@@ -15,6 +15,7 @@
 | service_report_s | seconds between two reports of what was served, at least 10 | 300 |
 | drift | `{"every_s": 1, "rows": 128, "reference": "package"}`: how what models see is watched (docs/monitoring.md) | as shown |
 | disk_quota | what models may take of the disk, a share (`50%`) or a size (`2GB`); packages that nothing needs go first | `50%` |
+| enrolment | `{"server": "https://fleet.example:8443", "ca": "ca.pem", "renew": true}`: where certificates come from | none |
 | serving | by model, what goes before the package's own `serving` keys (docs/serving.md) | `{}` |
 """
 
@@ -27,8 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeopt_agent.drift import DriftOptions
 from edgeopt_agent import quota
+from edgeopt_agent.drift import DriftOptions
 from edgeopt_agent.serve.options import HttpOptions
 from edgeopt_agent.transports import Identity, Inbox, Transport
 from edgeopt_wire import __version__, seam, topics
@@ -42,6 +43,15 @@ MIN_REPORT_S = 10.0
 
 TRANSPORTS = ("folder", "mqtt")
 """What a configuration may name; `memory` is for simulators, which make it themselves."""
+
+
+@dataclass(frozen=True)
+class EnrolmentOptions:
+    """Where this device's certificate comes from; `edgeopt-agent enroll` writes it. Without `renew` nothing renews it."""
+
+    server: str = ""
+    ca: str = ""
+    renew: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class AgentConfig:
     disk_quota: str = quota.DEFAULT
     serving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     drift: DriftOptions = field(default_factory=DriftOptions)
+    enrolment: EnrolmentOptions = field(default_factory=EnrolmentOptions)
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property

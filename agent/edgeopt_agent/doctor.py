@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt_agent import runtimes
+from edgeopt_agent.certificate_status import certificate_status
 from edgeopt_agent.config import AgentConfig
+from edgeopt_agent.endpoint import Endpoint
 from edgeopt_agent.serve.http import ask
 from edgeopt_agent.store import SPARE_BYTES, Store
 from edgeopt_agent.trusted_time import BUILT_AT, LIFETIME
 from edgeopt_wire.document import parse_moment
-from edgeopt_wire.errors import EdgeoptError
+from edgeopt_wire.errors import EdgeoptError, TrustError
 
 CONNECT_S = 5.0
 ROOM_BYTES = 256 * 1024 * 1024
@@ -224,7 +226,7 @@ def _transport(config: AgentConfig, moment: datetime, *, is_running: bool) -> It
     if options.get("kind") != "mqtt":
         yield Finding("broker", Verdict.OK, f"transport {options.get('kind')}: no broker")
         return
-    yield from _certificate(options, moment)
+    yield from _certificate(config, moment)
     host, port = str(options.get("host", "")), int(options.get("port", 8883))
     try:
         with socket.create_connection((host, port), CONNECT_S) as plain:
@@ -258,23 +260,47 @@ def _shake_hands(plain: socket.socket, options: Any) -> str:
         return str(secure.version())
 
 
-def _certificate(options: Any, moment: datetime) -> Iterator[Finding]:
-    from cryptography import x509
-
-    path = str(options.get("certificate", ""))
-    if not path:
+def _certificate(config: AgentConfig, moment: datetime) -> Iterator[Finding]:
+    found = certificate_status(config)
+    if found is None:
         return
-    try:
-        found = x509.load_pem_x509_certificate(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
-        yield Finding("certificate", Verdict.FAILED, f"{path}: {error}", "enrol this device again")
+    check, again = "certificate", "enrol this device again: edgeopt-agent enroll with a new token"
+    if found.expires_at is None or found.renews_at is None:
+        yield Finding(check, Verdict.FAILED, f"{found.path}: {found.error}", again)
         return
-    ends = found.not_valid_after_utc
-    days = (ends - moment).days
-    said = f"{path}, valid until {ends:%Y-%m-%d}"
-    if days < 0:
-        yield Finding("certificate", Verdict.FAILED, said, "it has expired: enrol this device again")
-    elif days < SOON_DAYS:
-        yield Finding("certificate", Verdict.WARNING, said, f"{days} days are left: renew it")
+    days = (found.expires_at - moment).days
+    said = (
+        f"{found.path}, {found.name}, valid until {found.expires_at:%Y-%m-%d}, {max(days, 0)} days are left"
+    )
+    if found.is_renewed:
+        said += f", renews from {found.renews_at:%Y-%m-%d}"
+    late = moment > found.renews_at + (found.expires_at - found.renews_at) / 4
+    renew = "renew it: edgeopt-agent renew" if found.is_renewed else "replace it, then send the agent SIGHUP"
+    if found.progress.error:
+        said += f"; the last renewal failed: {found.progress.error}"
+    if found.expires_at <= moment:
+        advice = f"it has expired: {renew}; where that is refused, {again}"
+        yield Finding(check, Verdict.FAILED, said, advice if found.is_renewed else f"it has expired: {again}")
+    elif late or found.progress.error if found.is_renewed else days < SOON_DAYS:
+        yield Finding(check, Verdict.WARNING, said, f"{days} days are left: {renew}")
     else:
-        yield Finding("certificate", Verdict.OK, said)
+        yield Finding(check, Verdict.OK, said)
+    if found.is_renewed:
+        yield _endpoint(config)
+
+
+def _endpoint(config: AgentConfig) -> Finding:
+    """Whether the place where the certificate is renewed can be reached; nothing is asked there."""
+    check, server = "enrolment", config.enrolment.server
+    try:
+        authorities = Path(config.enrolment.ca or str(config.transport.get("ca", ""))).read_text("ascii")
+        Endpoint(server, authorities).check()
+    except (OSError, UnicodeDecodeError) as error:
+        return Finding(
+            check, Verdict.WARNING, f"the authority cannot be read: {error}", "enrol this device again"
+        )
+    except TrustError as error:
+        return Finding(check, Verdict.FAILED, str(error), "renewal does not work until this is right")
+    except EdgeoptError as error:
+        return Finding(check, Verdict.WARNING, str(error), "renewal waits until it can be reached")
+    return Finding(check, Verdict.OK, f"{server} answers and is the right one")

@@ -26,7 +26,7 @@ from edgeopt_agent.probe import ProbeRequest
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.store import Store
 from edgeopt_agent.telling import Teller, reported_model
-from edgeopt_agent.transports import Acknowledged, Inbox, Message, Transport, Trouble, Wanted
+from edgeopt_agent.transports import Acknowledged, Happened, Inbox, Message, Transport, Trouble, Wanted
 from edgeopt_agent.trust import Trust
 from edgeopt_agent.wishes import Wishes
 from edgeopt_agent.worker import Worker
@@ -183,6 +183,8 @@ class Agent:
             self.wishes.came(message.envelope)
         elif isinstance(message, Trouble):
             self.teller.alarm("", message.error)
+        elif isinstance(message, Happened):
+            self.teller.note(message.kind, message.body)
         else:
             self.teller.is_due(events=True)
             self.wishes.online()

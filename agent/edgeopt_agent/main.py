@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeopt_agent.config import AgentConfig, load_config, make_transport, mqtt_options
 from edgeopt_agent.drift import Drift
@@ -27,10 +27,13 @@ from edgeopt_agent.service import Service
 from edgeopt_agent.store import Store
 from edgeopt_agent.surroundings import Surroundings
 from edgeopt_agent.systemd import Pulse, notify
-from edgeopt_agent.transports import INBOX_LENGTH, Inbox, Transport
+from edgeopt_agent.transports import INBOX_LENGTH, Happened, Inbox, Transport
 from edgeopt_agent.trust import Trust, read_root
 from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire.errors import EdgeoptError, RecipeError, StoreError
+
+if TYPE_CHECKING:
+    from edgeopt_agent.renewing import Renewing
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ def make_agent(
     inbox: Inbox,
     *,
     progress: Callable[[], None] = lambda: None,
+    clock: TrustedClock | None = None,
 ) -> Agent:
     """Make an agent on a store and a transport; `progress` is told whenever its loop got somewhere.
 
@@ -49,7 +53,7 @@ def make_agent(
         StoreError: The root of trust cannot be read.
         TrustError: The root of trust is none.
     """
-    clock = TrustedClock(utc_now, store.newest_moment)
+    clock = clock or TrustedClock(utc_now, store.newest_moment)
     transport.use_clock(clock)
     trust = Trust(
         store.folder / "metadata",
@@ -96,7 +100,9 @@ def run_agent(config: AgentConfig, *, once: bool = False, path: Path | None = No
     with only_one(store):
         inbox: Inbox = queue.Queue(INBOX_LENGTH)
         transport, pulse = make_transport(config, inbox), Pulse()
-        agent = make_agent(config, store, transport, inbox, progress=pulse.mark)
+        clock = TrustedClock(utc_now, store.newest_moment)
+        agent = make_agent(config, store, transport, inbox, progress=pulse.mark, clock=clock)
+        renewing = make_renewing(config, path, agent, inbox, clock)
         server = LocalServer(config.socket_path, agent.models, config.http)
         server.start()
 
@@ -113,6 +119,8 @@ def run_agent(config: AgentConfig, *, once: bool = False, path: Path | None = No
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGHUP, hang_up)
         pulse.start()
+        if renewing is not None:
+            renewing.start()
         notify("READY=1")
         try:
             if once:
@@ -122,6 +130,8 @@ def run_agent(config: AgentConfig, *, once: bool = False, path: Path | None = No
         finally:
             server.stop()
             pulse.stop()
+            if renewing is not None:
+                renewing.stop()
 
 
 def reload_config(running: AgentConfig, path: Path | None, transport: Transport) -> bool:
@@ -148,6 +158,30 @@ def reload_config(running: AgentConfig, path: Path | None, transport: Transport)
         notify("READY=1")
     _log.info("the configuration was read again")
     return True
+
+
+def make_renewing(
+    config: AgentConfig, path: Path | None, agent: Agent, inbox: Inbox, clock: TrustedClock
+) -> Renewing | None:
+    """What renews this device's certificate while it runs; None where it did not come by enrolment, or may not."""
+    from edgeopt_agent.renewing import Renewing, Session, is_ours, make_renewal
+
+    if not is_ours(config) or not config.enrolment.renew:
+        return None
+
+    def tell(body: dict[str, Any]) -> None:
+        try:
+            inbox.put_nowait(Happened("certificate", body))
+        except queue.Full:
+            _log.warning("too many messages wait; %s is not told", body)
+
+    transport = agent.transport
+    session = Session(
+        is_online=lambda: bool(getattr(transport, "is_online", False)),
+        is_busy=lambda: agent.is_busy,
+        reconnect=lambda: reload_config(config, path, transport),
+    )
+    return Renewing(make_renewal(config, clock.certain, tell), clock, session)
 
 
 def run_once(agent: Agent) -> None:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
+from edgeopt_agent.certificate_status import certificate_status
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.outbox import Outbox
 from edgeopt_agent.serve.http import ask
 from edgeopt_agent.store import Store
+from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire import __version__
 from edgeopt_wire.errors import EdgeoptError
 
@@ -50,7 +53,14 @@ def describe(config: AgentConfig) -> dict[str, Any]:
         "events_waiting": len(outbox),
         "events_dropped": outbox.dropped,
         "disk_free_bytes": store.free_bytes(),
+        "certificate": _certificate(config, store),
     }
+
+
+def _certificate(config: AgentConfig, store: Store) -> dict[str, Any] | None:
+    found = certificate_status(config)
+    clock = TrustedClock(lambda: datetime.now(timezone.utc), store.newest_moment)
+    return None if found is None else found.to_json(clock.now())
 
 
 def _is_running(config: AgentConfig) -> bool:

@@ -7,8 +7,9 @@ Rule: telling is never waited for, and a disk that keeps no event stops nothing 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Any
 
 from edgeopt_agent import machine
 from edgeopt_agent.machine import State
@@ -77,6 +78,13 @@ class Teller:
             self._outbox.add("trust", self._now(), {"model": model, "error": error})
         except StoreError as refused:
             _log.error("an alarm is not kept: %s", refused)
+
+    def note(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Queue an event of another kind."""
+        try:
+            self._outbox.add(kind, self._now(), body)
+        except StoreError as error:
+            _log.error("an event of kind %s is not kept: %s", kind, error)
 
     def tell_service(self, service: Service | None) -> None:
         """Queue what was served; acknowledged events mean that somebody listens."""

@@ -55,12 +55,15 @@ class TrustedClock:
 
     def now(self) -> datetime:
         """The newest moment that can be believed, whole seconds, UTC."""
+        certain = self.certain()
+        return max(certain, self._wall().replace(microsecond=0)) if self.is_wall_plausible else certain
+
+    def certain(self) -> datetime:
+        """The newest moment that has certainly been: built, floor or signed, never the wall clock's; whole seconds."""
         saved = self._floor()
         found = [self._built, parse_moment(saved) if saved else self._built]
         if (signed := self.signed_now()) is not None:
             found.append(signed)
-        if self.is_wall_plausible:
-            found.append(self._wall())
         return max(found).replace(microsecond=0)
 
     def signed_now(self) -> datetime | None:

@@ -8,9 +8,9 @@ configuration names. A transport moves bytes and judges nothing: signatures and 
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire.index import PackageIndex
@@ -53,7 +53,15 @@ class Trouble:
     error: str
 
 
-Message = Wanted | Acknowledged | Online | Trouble
+@dataclass(frozen=True)
+class Happened:
+    """Something about this device that the control plane is to hear of as an event."""
+
+    kind: str
+    body: Mapping[str, Any]
+
+
+Message = Wanted | Acknowledged | Online | Trouble | Happened
 Inbox: TypeAlias = "queue.Queue[Message]"
 
 MAX_FILE_BYTES = 8 * 1024 * 1024

@@ -16,7 +16,7 @@ from edgeopt.cli._table import table
 from edgeopt.cli.keys import ask_passphrase, new_passphrase, passphrase_option
 from edgeopt.fleet.client import call, fleet_option
 
-_UNITS = {"m": 60, "h": 3600, "d": 86400}
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 REASONS = ("keyCompromise", "cessationOfOperation", "superseded")
 
 
@@ -144,7 +144,7 @@ def token(output: Path | None, url: str, as_json: bool, **named: Any) -> None:
         "device": named["device"],
         "device_class": named["device_class"],
         "stand_in": named["stand_in"],
-        "ttl_s": _seconds(named["ttl"]),
+        "ttl_s": span_s(named["ttl"], "--ttl"),
     }
     document = call(url, "POST", "tokens", body)
     if output is not None:
@@ -268,7 +268,8 @@ def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
 
-def _seconds(text: str) -> int:
-    if text[-1:] in _UNITS and text[:-1].isdigit():
+def span_s(text: str, option: str) -> int:
+    """Seconds of a time such as 90s, 30m, 24h or 7d."""
+    if text[-1:] in _UNITS and text[:-1].isdigit() and int(text[:-1]) > 0:
         return int(text[:-1]) * _UNITS[text[-1]]
-    raise click.BadParameter(f"expected a time such as 30m, 24h or 7d, found {text!r}", param_hint="--ttl")
+    raise click.BadParameter(f"expected a time such as 30m, 24h or 7d, found {text!r}", param_hint=option)

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import click
 
-from edgeopt.cli._enrolment import add_to
+from edgeopt.cli._enrolment import add_to, span_s
 from edgeopt.cli._output import emit, json_option
 from edgeopt.cli._table import table
 from edgeopt.cli.keys import ask_passphrase
@@ -85,6 +85,9 @@ def command() -> None:
     type=click.IntRange(0, 3650),
     help="For so long an expired certificate can be renewed.",
 )
+@click.option(
+    "--certificate-life", default="90d", show_default=True, help="How long a device's certificate lives."
+)
 @json_option
 def up(as_json: bool, **options: Any) -> None:
     """Run broker, control plane and page until Ctrl-C."""
@@ -99,7 +102,8 @@ def up(as_json: bool, **options: Any) -> None:
                 f"page and API {addresses['http']}, broker {addresses['mqtt']}{enrolment}; Ctrl-C ends it"
             )
 
-    run_fleet(FleetOptions(**options), ask=ask_passphrase, on_ready=ready)
+    life = span_s(options.pop("certificate_life"), "--certificate-life")
+    run_fleet(FleetOptions(**options, certificate_life_s=life), ask=ask_passphrase, on_ready=ready)
 
 
 @command.command("add-device")

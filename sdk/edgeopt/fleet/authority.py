@@ -76,15 +76,17 @@ class Authority:
         """SHA-256 of its certificate, as a device pins it."""
         return fingerprint_of(self.certificate)
 
-    def issue_device(self, key: PublicKey, tenant: str, device: str, now: datetime) -> x509.Certificate:
-        """Certify a device's key: client authentication, `LIFETIME` long.
+    def issue_device(
+        self, key: PublicKey, tenant: str, device: str, now: datetime, *, life: timedelta = LIFETIME
+    ) -> x509.Certificate:
+        """Certify a device's key: client authentication, `life` long.
 
         Raises:
             RecipeError: The common name would be longer than a certificate may hold.
         """
         name = common_name(tenant, device)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"edgeopt://{tenant}/{device}")]
-        return self._issue(key, name, names, ExtendedKeyUsageOID.CLIENT_AUTH, now)
+        return self._issue(key, name, names, ExtendedKeyUsageOID.CLIENT_AUTH, now, life)
 
     def issue_control(self, now: datetime) -> tuple[str, bytes]:
         """A certificate for the control plane and its key, both PEM."""
@@ -122,8 +124,14 @@ class Authority:
         signed = builder.sign(self._key, _hash_for(self._key))
         return signed.public_bytes(Encoding.PEM).decode("ascii")
 
-    def _issue(
-        self, key: PublicKey, name: str, names: list[x509.GeneralName], usage: Any, now: datetime
+    def _issue(  # noqa: PLR0917 - each is what a certificate says
+        self,
+        key: PublicKey,
+        name: str,
+        names: list[x509.GeneralName],
+        usage: Any,
+        now: datetime,
+        life: timedelta = LIFETIME,
     ) -> x509.Certificate:
         usages = dict.fromkeys(_USAGES, False) | {"digital_signature": True}
         builder = (
@@ -132,8 +140,8 @@ class Authority:
             .issuer_name(self.certificate.subject)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATED)
-            .not_valid_after(min(now + LIFETIME, self.certificate.not_valid_after_utc))
+            .not_valid_before(now - min(BACKDATED, life / 20))
+            .not_valid_after(min(now + life, self.certificate.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.KeyUsage(**usages), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)

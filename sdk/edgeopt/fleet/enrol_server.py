@@ -107,7 +107,12 @@ def start_enrolment(
         )
     authority = open_authority(options.authority, ask)
     enrolment = Enrolment(
-        sessions, authority, options.tenant, utc_now, grace=timedelta(days=options.grace_days)
+        sessions,
+        authority,
+        options.tenant,
+        utc_now,
+        grace=timedelta(days=options.grace_days),
+        life=timedelta(seconds=options.certificate_life_s),
     )
     broker = None
     if options.broker_files is not None:

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from edgeopt.fleet import certificates, tokens
 from edgeopt.fleet.authority import (
     CRL_LIFETIME,
+    LIFETIME,
     Authority,
     Revoked,
     common_name,
@@ -56,6 +57,7 @@ class Enrolment:
         clock: Callable[[], datetime],
         *,
         grace: timedelta = certificates.GRACE,
+        life: timedelta = LIFETIME,
     ) -> None:
         if "." in tenant:
             raise RecipeError(
@@ -67,6 +69,7 @@ class Enrolment:
         self._sessions = sessions
         self._clock = clock
         self._grace = grace
+        self._life = life
 
     def make_token(self, *, device: str, device_class: str, stand_in: bool, ttl: timedelta) -> dict[str, Any]:
         """Make a token for a device of a class (any new device, where `device` is empty); told here and never again.
@@ -185,6 +188,7 @@ class Enrolment:
             if not rows:
                 raise RecipeError(f"{device} was given no certificate; see `edgeopt fleet certificates`")
             done = certificates.revoke(rows, reason, self._clock())
+            _device(session, device).online = False  # nothing that it says counts from here, its will neither
             for token in session.scalars(select(EnrolToken).where(EnrolToken.device_id == device)):
                 if token.used_at is None:
                     token.revoked_at = token.revoked_at or self._clock()
@@ -255,7 +259,7 @@ class Enrolment:
     def _issue(
         self, session: Session, key: Any, digest: str, device: str, now: datetime, *, previous: str = ""
     ) -> CertificateRow:
-        made = self.authority.issue_device(key, self.tenant, device, now)
+        made = self.authority.issue_device(key, self.tenant, device, now, life=self._life)
         row = CertificateRow(
             serial=serial_of(made),
             device_id=device,

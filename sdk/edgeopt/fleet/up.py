@@ -48,6 +48,7 @@ class FleetOptions:
     broker_files: Path | None = None
     broker_reload: str = ""
     grace_days: int = 180
+    certificate_life_s: int = 90 * 24 * 3600
 
 
 def run_fleet(options: FleetOptions, *, ask: Ask | None, on_ready: Callable[[dict[str, Any]], None]) -> None:
