@@ -82,6 +82,11 @@ conformance: $(STAMP) ## the conformance suite of The Update Framework against t
 bench-serve: $(STAMP) ## what serving adds to the bare runtime call, and what batches gain
 	$(BIN)/python tests/benchmarks/serve_overhead.py
 
+.PHONY: bench-drift
+bench-drift: $(STAMP) ## how often drift alarms on real photos (EDGEOPT_DATA), and what watching costs; tables into the docs
+	$(BIN)/python tests/benchmarks/drift_alarms.py --doc docs/monitoring.md $(if $(MODEL),--model $(MODEL))
+	$(BIN)/python tests/benchmarks/drift_overhead.py --doc docs/monitoring.md
+
 .PHONY: check
 check: $(STAMP) ## linters, formatter, types, import rules
 	$(BIN)/ruff check

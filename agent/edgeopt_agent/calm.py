@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgeopt_agent.conditions import ROOT, Ask, ask, read_thermal
+from edgeopt_agent.probe import ProbeRequest
 from edgeopt_wire.measurement import Measurement
 
 SETTLED_C, SETTLED_S = 2.0, 10.0
@@ -127,6 +128,23 @@ class Calm:
         }
         conditions = replace(found.conditions, extra={**found.conditions.extra, **said})
         return replace(found, conditions=conditions)
+
+    def carefully(
+        self,
+        probe: Callable[[ProbeRequest], Measurement],
+        patience_s: float = 0.0,
+        *,
+        waited_s: float = 0.0,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> Callable[[ProbeRequest], Measurement]:
+        """A probe that waits for a calm board, `patience_s` in all its calls; `waited_s` were waited before."""
+        until = self.monotonic() + patience_s
+
+        def run(request: ProbeRequest) -> Measurement:
+            seen = self.wait(until - self.monotonic(), go_on)
+            return self.watch(lambda: probe(request), replace(seen, waited_s=seen.waited_s + waited_s))
+
+        return run
 
     def load(self) -> Load:
         """Read the counters now."""

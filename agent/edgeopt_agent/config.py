@@ -14,6 +14,7 @@
 | http | `{"port": 8000, "shared_memory": false}`: local inference on a port of 127.0.0.1 as well | none |
 | service_report_s | seconds between two reports of what was served, at least 10 | 300 |
 | drift | `{"every_s": 1, "rows": 128, "reference": "package"}`: how what models see is watched (docs/monitoring.md) | as shown |
+| upkeep | `{"golden_every_h": 24, "measure_every_h": 168, "patience_s": 21600}`: proving and measuring again (docs/monitoring.md) | as shown |
 | disk_quota | what models may take of the disk, a share (`50%`) or a size (`2GB`); packages that nothing needs go first | `50%` |
 | enrolment | `{"server": "https://fleet.example:8443", "ca": "ca.pem", "renew": true}`: where certificates come from | none |
 | serving | by model, what goes before the package's own `serving` keys (docs/serving.md) | `{}` |
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt_agent import quota
 from edgeopt_agent.drift import DriftOptions
+from edgeopt_agent.schedule import UpkeepOptions
 from edgeopt_agent.serve.options import HttpOptions
 from edgeopt_agent.transports import Identity, Inbox, Transport
 from edgeopt_wire import __version__, seam, topics
@@ -73,6 +75,7 @@ class AgentConfig:
     disk_quota: str = quota.DEFAULT
     serving: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     drift: DriftOptions = field(default_factory=DriftOptions)
+    upkeep: UpkeepOptions = field(default_factory=UpkeepOptions)
     enrolment: EnrolmentOptions = field(default_factory=EnrolmentOptions)
     extra: Mapping[str, Any] = field(default_factory=dict)
 

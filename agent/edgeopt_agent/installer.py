@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from edgeopt_agent.calm import Calm
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.deltas import find_way, pull_by_delta
 from edgeopt_agent.files import disk_error
@@ -48,6 +49,9 @@ class _Starved(RuntimeFailure):
     """No variant runs right, and it may be the moment's fault."""
 
 
+Probe = Callable[[ProbeRequest], Measurement]
+
+
 class Finder(Protocol):
     """Finds a verified index: `edgeopt_agent.trust.Trust`."""
 
@@ -76,6 +80,7 @@ class Installer:
     server: Server
     probe: Callable[[ProbeRequest], Measurement]
     keep: Callable[[str, Measurement], None]
+    calm: Calm = field(default_factory=Calm)
     is_stopping: Callable[[], bool] = lambda: False
     states: Callable[[], Mapping[str, State]] = dict
     alarm: Callable[[str, str], None] = lambda model, error: _log.error("%s: %s", model, error)
@@ -139,11 +144,11 @@ class Installer:
             )
             incoming.reserve()
             way = find_way(index, state, self.store) if len(missing) == len(index.chunks) else None
-            if way is None or not pull_by_delta(way, index, self.store, self._fill):
-                self._fill(incoming)
+            if way is None or not pull_by_delta(way, index, self.store, self.fill):
+                self.fill(incoming)
         return Event(Kind.DONE)
 
-    def _fill(self, incoming: Incoming) -> None:
+    def fill(self, incoming: Incoming) -> None:
         """Pull what is missing of a blob; what came is on the disk whatever ends the pull."""
         fill(incoming, self.transport.pull, self._go_on)
 
@@ -176,7 +181,7 @@ class Installer:
         if not self.store.is_whole(state.model, candidate.slot, candidate.package_sha256):
             return Event(Kind.LOST, error=f"slot {candidate.slot} is not whole any more; it is fetched again")
         try:
-            found = self._raced(state.model, candidate)
+            found = self.raced(state.model, candidate)
         except _Starved as error:
             tried = self._starved.pop(candidate.package_sha256, 0) + 1
             if tried >= MAX_STARVED:
@@ -186,27 +191,37 @@ class Installer:
             return Event(Kind.AWAY, error=str(error))
         return Event(Kind.DONE, installed=found)
 
-    def _raced(self, model: str, installed: Installed) -> Installed:
+    def request(self, model: str, installed: Installed, variant: str) -> ProbeRequest:
+        """What a probe of a variant of an installed package is asked for."""
+        return ProbeRequest(
+            folder=str(self.store.slot(model, installed.slot)),
+            variant=variant,
+            package_sha256=installed.package_sha256,
+            device_id=self.config.device,
+            device_class=self.config.device_class,
+            stand_in_for=self.config.device_class if self.config.stand_in else "",
+        )
+
+    def under(self, model: str, installed: Installed) -> str:
+        """What a measurement of an installed package depends on, as it is now."""
+        manifest = self.store.manifest(model, installed.slot)
+        return conditions(variant.runtime for variant in manifest.variants)
+
+    def raced(self, model: str, installed: Installed, carefully: Probe | None = None) -> Installed:
         """A package in a slot with the variant that is the fastest now.
+
+        `carefully` measures; without it nothing is waited for, and the figure says what the board was like.
 
         Raises:
             RuntimeFailure: None runs right.
         """
         manifest = self.store.manifest(model, installed.slot)
-        folder = self.store.slot(model, installed.slot)
+        measure = carefully or self.calm.carefully(self.probe)
 
         def probe(variant: str) -> Measurement:
             if self.is_stopping():
                 raise TransportError("the agent is told to stop")
-            request = ProbeRequest(
-                folder=str(folder),
-                variant=variant,
-                package_sha256=installed.package_sha256,
-                device_id=self.config.device,
-                device_class=self.config.device_class,
-                stand_in_for=self.config.device_class if self.config.stand_in else "",
-            )
-            measurement = self.probe(request)
+            measurement = measure(self.request(model, installed, variant))
             self.keep(model, measurement)
             return measurement
 
@@ -238,7 +253,7 @@ class Installer:
             return None
         _log.info("%s is measured again: %s", state.model, changes(active.measured_under, now))
         try:
-            found = self._raced(state.model, active)
+            found = self.raced(state.model, active)
             if found.variant != active.variant:
                 self.server.activate(state.model, found)
         except (RuntimeFailure, UnsupportedError) as error:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.housekeeping import Housekeeper
@@ -79,7 +80,7 @@ class Agent:
         self._stop = threading.Event()
         self._aside: deque[Message] = deque(maxlen=MOST_ASIDE)
         self._told_at = float("-inf")
-        self.teller = Teller(transport, outbox, now, self._seconds, self.reported)
+        self.teller = Teller(transport, outbox, now, self.seconds, self.reported)
         keeper = Housekeeper(store, config.disk_quota)
         self.installer = Installer(
             config,
@@ -94,9 +95,11 @@ class Agent:
             alarm=self.teller.alarm,
             states=lambda: self.worker.known,
         )
-        self.worker = Worker(store, keeper, models, self.installer, self.teller, monotonic=self._seconds)
+        self.worker = Worker(store, keeper, models, self.installer, self.teller, monotonic=self.seconds)
+        self.facts: Callable[[], dict[str, Any]] = dict
+        """What else is reported of this device."""
         self.wishes = Wishes(
-            config.device, store, trust, self.teller, self.worker.want, monotonic=self._seconds
+            config.device, store, trust, self.teller, self.worker.want, monotonic=self.seconds
         )
 
     @property
@@ -128,7 +131,9 @@ class Agent:
 
     def start(self) -> None:
         """Serve what is active, then take up what was interrupted, then connect."""
+        self.models.is_starting = True
         self.worker.start()
+        self.models.is_starting = False
         self.transport.start()
 
     def run(self) -> None:
@@ -174,6 +179,7 @@ class Agent:
             models=tuple(reported_model(self.states[name]) for name in sorted(self.states)),
             disk_free_bytes=self.store.free_bytes(),
             stand_in=self.config.stand_in,
+            facts=self.facts(),
         )
 
     def _take(self, message: Message) -> None:
@@ -210,5 +216,6 @@ class Agent:
         self.teller.tell_service(self.models.service)
         self.teller.send()
 
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
+        """Seconds that only go forward."""
         return self._monotonic()

@@ -95,6 +95,7 @@ class Kind(enum.Enum):
     LOST = "lost"  # what arrived is damaged on the disk; it is fetched again
     AWAY = "away"  # the transport or the disk is in the way; try again later
     MEASURED = "measured"  # the active package was measured again; `installed` says which variant serves now
+    WORN = "worn"  # the active package is right no more; `installed` is the previous one, which is and serves
     REFUSED = "refused"  # the candidate is bad: it lies, does not fit, or fails its probe
 
 

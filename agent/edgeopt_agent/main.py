@@ -30,6 +30,7 @@ from edgeopt_agent.systemd import Pulse, notify
 from edgeopt_agent.transports import INBOX_LENGTH, Happened, Inbox, Transport
 from edgeopt_agent.trust import Trust, read_root
 from edgeopt_agent.trusted_time import TrustedClock
+from edgeopt_agent.upkeep import look_after
 from edgeopt_wire.errors import EdgeoptError, RecipeError, StoreError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def make_agent(
     )
     models = Models(store, config.serving, service)
     session = uuid.uuid4().hex
-    return Agent(
+    agent = Agent(
         config,
         store,
         transport,
@@ -85,6 +86,8 @@ def make_agent(
         session=session,
         progress=progress,
     )
+    look_after(agent, clock.now)
+    return agent
 
 
 def run_agent(config: AgentConfig, *, once: bool = False, path: Path | None = None) -> None:

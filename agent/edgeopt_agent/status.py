@@ -8,7 +8,9 @@ from typing import Any
 
 from edgeopt_agent.certificate_status import certificate_status
 from edgeopt_agent.config import AgentConfig
+from edgeopt_agent.drift import read_memories, summary
 from edgeopt_agent.outbox import Outbox
+from edgeopt_agent.schedule import degraded
 from edgeopt_agent.serve.http import ask
 from edgeopt_agent.store import Store
 from edgeopt_agent.trusted_time import TrustedClock
@@ -50,6 +52,10 @@ def describe(config: AgentConfig) -> dict[str, Any]:
         "running": _is_running(config),
         "desired_revision": store.load_device().revision,
         "models": models,
+        "degraded": degraded(config.folder / "upkeep.json"),
+        "drift": {
+            name: summary(entry) for name, entry in read_memories(config.folder / "drift.json").items()
+        },
         "events_waiting": len(outbox),
         "events_dropped": outbox.dropped,
         "disk_free_bytes": store.free_bytes(),

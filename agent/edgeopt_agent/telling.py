@@ -67,6 +67,11 @@ class Teller:
             _log.error("a measurement of %s is not kept: %s", model, error)
         self.send()
 
+    def tell(self, kind: str, body: Mapping[str, Any]) -> None:
+        """Queue an event, and the state with it."""
+        self._report_due = True
+        self.note(kind, body)
+
     def alarm(self, model: str, error: str) -> None:
         """Say that somebody lied: once while the lie stays the same, and again after an hour."""
         _log.error("%s%s", f"{model}: " if model else "", error)

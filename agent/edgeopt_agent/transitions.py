@@ -190,6 +190,19 @@ def _measure(state: State, event: Event) -> State:
     return replace(state, active=event.installed, error=event.error)
 
 
+def _go_back(state: State, event: Event) -> State:
+    """The previous package is active again; the other is refused by its digest."""
+    refused = {**state.refused, event.key: event.error} if event.key else state.refused
+    return replace(state, active=event.installed, previous=None, refused=refused, error=event.error)
+
+
+def _is_previous(state: State, event: Event) -> bool:
+    """It is about the active package, and the previous one is there."""
+    found, before, active = event.installed, state.previous, state.active
+    is_there = found is not None and before is not None and found.package_sha256 == before.package_sha256
+    return is_there and active is not None and active.package_sha256 == event.key
+
+
 _ANY = frozenset(Phase)
 _WORKING = frozenset(WORK)
 _BEFORE_TRIAL = frozenset(NEXT)
@@ -221,5 +234,6 @@ TRANSITIONS: tuple[Transition, ...] = (
     # the old package never stopped being the active one
     Transition(_TRIAL, Kind.REFUSED, Phase.ROLLED_BACK, _refuse, None, _TOLD),
     Transition(_ANY - _WORKING, Kind.MEASURED, None, _measure, _is_other),
+    Transition(_ANY - _WORKING, Kind.WORN, Phase.ROLLED_BACK, _go_back, _is_previous, _TOLD),
 )
 """Everything that can happen; the first row that fits counts."""

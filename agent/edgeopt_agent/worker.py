@@ -54,6 +54,8 @@ class Worker:
         self._unstarted: set[str] = set()
         self._unread: set[str] = set()
         self._held: dict[str, str] = {}
+        self.look_at: Callable[[State], Event | None] = installer.look
+        """Looks after a model with nothing else to do."""
         self._looked_at = float("-inf")
 
     @property
@@ -154,7 +156,7 @@ class Worker:
         self._looked_at = self._monotonic()
         for name, state in list(self.states.items()):
             try:
-                event = self._installer.look(state)
+                event = self.look_at(state)
                 if event is not None:
                     self.feed(name, event)
             except EdgeoptError as error:

@@ -122,10 +122,10 @@ class Presence:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, kept on the device until acknowledged. `kind`: "measurement", "phase", "service",
-    "golden", "drift" or "trust".
+    """Something that happened, kept on the device until acknowledged.
 
-    The body of the last says what nobody signed: `model` (empty for the device's `desired`) and `error`.
+    `kind`: "measurement", "phase", "service", "golden", "drift" or "trust". The body of the last says what nobody signed:
+    `model` (empty for the device's `desired`) and `error`.
     """
 
     sequence: int
