@@ -160,7 +160,7 @@ class Renewal:
         if waiting.exists():
             with contextlib.suppress(StoreError):
                 found = read_pair(waiting)
-                if found.expires_at > current.expires_at and found.expires_at > self._certain():
+                if found.serial != current.serial and found.expires_at > self._certain():
                     return found
             waiting.unlink(missing_ok=True)
         key_file = self.folder / "next.key"
@@ -171,9 +171,9 @@ class Renewal:
         pair = credentials.join(
             key, answer.certificate, self._authorities(answer), self._tenant, self._device
         )
-        if pair.expires_at <= current.expires_at:
+        if pair.expires_at <= self._certain():
             key_file.unlink(missing_ok=True)
-            raise ForgedError("the certificate that came ends before the one that this device has")
+            raise ForgedError("the certificate that came has ended already")
         if answer.ca != self._read_ca():
             write_durably(self.folder / "next-ca.pem", answer.ca.encode("ascii"))
         write_durably(waiting, pair.pem)

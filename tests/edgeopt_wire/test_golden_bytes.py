@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edgeopt_wire import index, manifest, measurement, messages
+from edgeopt_wire import enrolment, index, manifest, measurement, messages
 from edgeopt_wire.document import from_bytes, to_bytes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -51,7 +51,7 @@ def test_a_field_of_a_newer_writer_harms_no_reader_and_survives_where_it_is_pass
 def test_every_document_with_a_schema_of_version_1_is_frozen() -> None:
     documents = {
         found.SCHEMA
-        for module in (index, manifest, measurement, messages)
+        for module in (enrolment, index, manifest, measurement, messages)
         for found in vars(module).values()
         if isinstance(found, type) and hasattr(found, "SCHEMA")
     }

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from edgeopt_wire.document import to_bytes
+from edgeopt_wire.enrolment import Confirm, Enrolled, EnrolRequest, Renewed, RenewRequest
 from edgeopt_wire.index import PackageIndex
 from edgeopt_wire.manifest import Compatible, FileEntry, Manifest, Provenance, Quality, Variant
 from edgeopt_wire.measurement import Conditions, Measurement, Thermal, Timing
@@ -55,6 +56,8 @@ MEASUREMENT = Measurement(
     golden_ok=True, golden_exact=False, golden_sqnr_db=52.125, peak_memory_bytes=61_000_000, stable=True,
     warnings=("the CPU was throttled",), error="", extra={"from_the_future": 1},
 )
+REQUEST = "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 VALUES = {
     "manifest": MANIFEST,
     "measurement": MEASUREMENT,
@@ -86,6 +89,14 @@ VALUES = {
         "efficientnet-lite0", "1.2", "raspberry-pi-5", COMPATIBLE, 150_000, "ac" * 32, 65_536,
         ("bb" * 32, "cc" * 32, "dd" * 32), {"from_the_future": None},
     ),
+    "enrol-request": EnrolRequest("eot-token", REQUEST, "porch", "raspberry-pi-5", "0.1.0", {"from_the_future": 1}),
+    "device-enrolled": Enrolled(
+        "default", "porch", "raspberry-pi-5", True, CERTIFICATE, CERTIFICATE, "e30=", "broker.example", 8883,
+        {"from_the_future": 1},
+    ),
+    "renew-request": RenewRequest(CERTIFICATE, REQUEST, "AAAA", {"from_the_future": 1}),
+    "renewed": Renewed(CERTIFICATE, CERTIFICATE, {"from_the_future": 1}),
+    "renewal-confirm": Confirm(CERTIFICATE, "AAAA", {"from_the_future": 1}),
 }
 
 
