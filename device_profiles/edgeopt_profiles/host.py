@@ -45,7 +45,7 @@ def detect(root: Path = Path("/"), *, is_installed: Callable[[str], bool] | None
     """
     architecture = _architecture()
     cores = _cores()
-    threads = tuple(sorted({1, min(cores, MAXIMUM_THREADS)}))
+    threads = tuple(sorted({1, min(cores, 2), min(cores, MAXIMUM_THREADS)}))
     cpu = _cpu(root, cores)
     exact = "u8s8" if any(name in cpu.isa for name in _EXACT_U8S8) else "u8s8-safe"
     scheme = exact if architecture == "x86_64" else "s8s8"

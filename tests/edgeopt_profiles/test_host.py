@@ -89,9 +89,9 @@ def test_a_cpu_that_saturates_gets_weights_that_cannot(
     assert {target.scheme for target in targets if target.runtime == "openvino"} == {wanted, ""}
 
 
-def test_threads_are_one_and_all_cores_up_to_four(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_one_two_and_all_cores_up_to_four(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
-    assert host.detect(is_installed=lambda module: True).threads == (1, 4)
+    assert host.detect(is_installed=lambda module: True).threads == (1, 2, 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     assert host.detect(is_installed=lambda module: True).threads == (1,)
 
