@@ -15,7 +15,7 @@ MIN_BYTES_PER_S = 1024
 """Less than this after the grace is slow retrieval (a GPRS modem gives 4 kB/s)."""
 MAX_WRONG_CHUNKS = 8
 """Chunks in one pull that are not what was signed, before it is put off."""
-CHECKPOINT_S = 3.0
+CHECKPOINT_S, CHECKPOINT_CHUNKS = 3.0, 256
 """Between two flushes of a package that arrives: what a power cut can cost."""
 NOTHING = -1
 """The number with which a transport asks whether to go on while no chunk comes."""
@@ -77,24 +77,25 @@ def fill(
 ) -> None:
     """Pull what is missing of a blob; what came is on the disk whatever ends the pull.
 
-    It is flushed every `CHECKPOINT_S`, however fast or slow it comes: what a power cut costs is time. `go_on` is called
+    It is flushed every `CHECKPOINT_S`, or after `CHECKPOINT_CHUNKS` where they come faster. `go_on` is called
     with every chunk, and now and then while none comes; what it raises ends the pull.
     """
     missing = arriving.missing()
     if not missing:
         return
     there = set(range(len(arriving.index.chunks))) - set(missing)
-    flushed_at = monotonic()
+    flushed_at, since = monotonic(), 0
 
     def keep(number: int, chunk: bytes) -> bool:
-        nonlocal flushed_at
+        nonlocal flushed_at, since
         go_on()
         if number == NOTHING or not arriving.put(number, chunk):
             return False
         there.add(number)
-        if monotonic() - flushed_at >= CHECKPOINT_S:
+        since += 1
+        if since >= CHECKPOINT_CHUNKS or monotonic() - flushed_at >= CHECKPOINT_S:
             arriving.checkpoint(there)
-            flushed_at = monotonic()
+            flushed_at, since = monotonic(), 0
         return True
 
     try:
