@@ -31,6 +31,9 @@ _RANDOM = (
 _STATISTICS = {"BatchNormalization": (3, 4)}
 """Inputs that are measured, not learned."""
 
+_OURS = ("GatherElements",)
+"""Constants that PyTorch computes: ONNX's reference implementation fails where an axis is long."""
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -133,6 +136,15 @@ class _Planner:
         )
 
     def _fold(self, node: Any, known: Mapping[str, np.ndarray]) -> None:
+        if node.op_type in _OURS:
+            step = self._made(node, node.op_type, tuple(node.input), tuple(node.output))
+            found = self._try(step, node, lambda name: _as_tensor(name, known[name]))
+            self._constants.update({name: tensor.numpy() for name, tensor in found.items()})
+        else:
+            self._refer(node, known)
+
+    def _refer(self, node: Any, known: Mapping[str, np.ndarray]) -> None:
+        """Compute a constant with ONNX's reference implementation."""
         import onnx
         from onnx.reference import ReferenceEvaluator
 
@@ -196,12 +208,15 @@ class _Planner:
         )
 
     def _run(self, step: _Step, node: Any) -> None:
+        self._tensors.update(self._try(step, node, self.lookup))
+        self.steps.append(step)
+
+    def _try(self, step: _Step, node: Any, lookup: Callable[[str], Tensor]) -> dict[str, Tensor]:
         try:
-            self._tensors.update(step.run(self.lookup))
+            return step.run(lookup)
         except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
             reason = f"{error}".partition("\n")[0]
             raise self._refusal(node, f"PyTorch cannot compute it: {reason}") from error
-        self.steps.append(step)
 
     def _refusal(self, node: Any, why: str) -> UnsupportedError:
         return UnsupportedError(

@@ -43,6 +43,15 @@ def load_program(path: Path) -> Any:
     return with_static_shapes(program)
 
 
+def export_module(module: Any, inputs: Sequence[TensorSpec]) -> Any:
+    """Export a module, or a graph module that was rewritten, for inputs of these shapes and types."""
+    import torch
+
+    examples = tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in inputs)
+    with torch.no_grad():
+        return torch.export.export(module, examples, strict=False)
+
+
 def program_model(program: Any, *, name: str, layouts: Sequence[str] = ()) -> Model:
     """Describe a program as a Model. `layouts` names the axes of each input, "" where the default is right.
 

@@ -17,6 +17,8 @@ from typing import Any
 from edgeopt_converters.executorch_file import NOISY
 from edgeopt_converters.model import Model
 from edgeopt_converters.quiet import quiet
+from edgeopt_converters.torch_program import export_module
+from edgeopt_converters.torch_spellings import spell_gelus
 from edgeopt_wire.errors import UnsupportedError
 
 SOURCE = "torch"
@@ -33,8 +35,18 @@ def convert(model: Model) -> Model:
         UnsupportedError: ExecuTorch has no lowering or no kernel for an operator; the message names it.
     """
     with quiet(*NOISY):
-        program = lower_program(model.program, model.name)
+        program = lower_program(_spelled(model), model.name)
     return Model(TARGET, program, model.name, model.inputs, model.outputs)
+
+
+def _spelled(model: Model) -> Any:
+    """The program with GELU as one operator, which the delegate has; written out it takes a scalar kernel."""
+    program = model.program
+    if not any(str(node.target) == "aten.erf.default" for node in program.graph.nodes):
+        return program
+    module = program.module(check_guards=False)
+    spell_gelus(module)
+    return export_module(module, model.inputs)
 
 
 def lower_program(program: Any, name: str) -> bytes:

@@ -20,7 +20,7 @@ from edgeopt.passes.cast_floats import Options as FloatOptions
 from edgeopt.passes.quantize_dynamic import Options as DynamicOptions
 from edgeopt.passes.quantize_litert_dynamic import Options as LitertDynamicOptions
 from edgeopt.passes.quantize_weights import Options as WeightOptions
-from edgeopt.plan import Artifact, Plan
+from edgeopt.plan import FROM_ONNX, Artifact, Plan
 from edgeopt.prepare import prepared, wants_pair_safe
 from edgeopt.recipe import Recipe
 from edgeopt.sources import Source, file_digest
@@ -138,10 +138,11 @@ def _dynamic_base(
     bench: Workbench,
 ) -> Made:
     """The float model that run-time ranges start from in an artifact's format: smoothed once, on the ONNX form."""
-    if artifact.format != "onnx" and (samples is None or recipe.effort == "quick"):
-        return floats[artifact.format]
+    form = "onnx" if artifact.format in FROM_ONNX else artifact.format
+    if form != "onnx" and (samples is None or recipe.effort == "quick"):
+        return floats[form]
     smoothed = _smoothed(floats["onnx"], source, samples, recipe=recipe, bench=bench)
-    if artifact.format == "onnx":
+    if form == "onnx":
         return smoothed
     try:
         digest = file_digest(smoothed.file)

@@ -25,6 +25,7 @@ PASSES = {
     ("litert", "int8-dynamic"): "quantize_litert_dynamic",
     ("litert", "int8-weights"): "quantize_litert_dynamic",
     ("executorch", "int8"): "quantize_executorch",
+    ("executorch", "int8-dynamic"): "quantize_executorch_dynamic",
     ("onnx", "fp16"): "cast_floats",
     ("onnx", "bf16"): "cast_floats",
     ("onnx", "fp8-e4m3"): "quantize_fp8",
@@ -197,6 +198,7 @@ def _with_runtimes(profile: DeviceProfile, recipe: Recipe) -> DeviceProfile:
 _OFFERED = {
     ("onnxruntime", "onnx"): ("int8-dynamic", "int8-weights", "int4-weights"),
     ("litert", "litert"): ("int8-dynamic", "int8-weights"),
+    ("executorch", "executorch"): ("int8-dynamic",),
 }
 """What a CPU runtime with int8 can run beside what profiles list."""
 

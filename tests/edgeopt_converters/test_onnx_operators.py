@@ -175,3 +175,23 @@ def test_unknown_operator_is_refused_with_node_opset_and_advice():
         UnsupportedError, match=r"NonZero \(node 'where_am_i', opset 18\).*keep the model in ONNX"
     ):
         build_module(model, (torch.zeros(3),))
+
+
+def test_a_constant_that_is_gathered_by_elements_along_a_long_axis_is_folded():
+    """ONNX's reference implementation cannot: an axis of 33 is too long for NumPy's choose."""
+    helper, rng = onnx.helper, np.random.default_rng(0)
+    table, places = rng.normal(size=(1, 512)).astype(np.float32), rng.integers(0, 512, (1, 128))
+    graph = helper.make_graph(
+        [
+            helper.make_node("GatherElements", ["table", "places"], ["row"], axis=1),
+            helper.make_node("Add", ["x", "row"], ["y"]),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 128])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 128])],
+        [onnx.numpy_helper.from_array(table, "table"), onnx.numpy_helper.from_array(places, "places")],
+    )
+    program = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    x = torch.zeros(1, 128)
+    (found,) = build_module(program, (x,))(x)
+    np.testing.assert_array_equal(found.detach().numpy(), np.take_along_axis(table, places, 1))

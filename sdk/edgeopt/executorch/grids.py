@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgeopt.executorch.places import Places, Product, bounds_of, source_of
+from edgeopt.executorch.places import Places, Product, bounds_of, source_of, tensor_of
 from edgeopt.ranges import Range
 
 LOWEST, HIGHEST = -128, 127
@@ -85,15 +85,11 @@ def channel_scales(weight: Any, axis: int, bias: Any, source: float, target: flo
     return torch.maximum(scales, floor).to(torch.float32)
 
 
-def _store_weights(
-    module: Any, product: Product, grids: Mapping[Any, Grid], places: Places, number: int
-) -> None:
+def per_channel(module: Any, product: Product, scales: Any, number: int) -> Any:
+    """Store a product's weights as int8 on these scales, one an output channel; gives the node of their real values."""
     import torch
 
-    weight = _tensor(module, product.weight)
-    bias = None if product.bias is None else _tensor(module, product.bias)
-    source, target = grids[source_of(product.node)], grids[places.ends[product.node]]
-    scales = channel_scales(weight, product.axis, bias, source.scale, target.scale)
+    weight = tensor_of(module, product.weight)
     shape = [-1 if place == product.axis else 1 for place in range(weight.dim())]
     integers = torch.round(weight / scales.reshape(shape)).clamp(-_LARGEST_WEIGHT, _LARGEST_WEIGHT)
     stored = {
@@ -105,22 +101,25 @@ def _store_weights(
         module.register_buffer(name, tensor)
     with module.graph.inserting_before(product.node):
         nodes = [module.graph.get_attr(name) for name in stored]
-        real = module.graph.call_function(
+        return module.graph.call_function(
             torch.ops.quantized_decomposed.dequantize_per_channel.default,
             (*nodes, product.axis, -_LARGEST_WEIGHT, _LARGEST_WEIGHT, torch.int8),
         )
-        product.node.update_arg(1, real)
-        if bias is not None:
-            module.register_buffer(f"edgeopt_bias_{number}", bias.clone())
+
+
+def _store_weights(
+    module: Any, product: Product, grids: Mapping[Any, Grid], places: Places, number: int
+) -> None:
+    weight = tensor_of(module, product.weight)
+    bias = None if product.bias is None else tensor_of(module, product.bias)
+    source, target = grids[source_of(product.node)], grids[places.ends[product.node]]
+    scales = channel_scales(weight, product.axis, bias, source.scale, target.scale)
+    product.node.update_arg(1, per_channel(module, product, scales, number))
+    if bias is not None:
+        module.register_buffer(f"edgeopt_bias_{number}", bias.clone())
+        with module.graph.inserting_before(product.node):
             own = module.graph.get_attr(f"edgeopt_bias_{number}")
-            product.node.replace_input_with(product.bias, own)
-
-
-def _tensor(module: Any, node: Any) -> Any:
-    found = module
-    for part in node.target.split("."):
-        found = getattr(found, part)
-    return found.detach()
+        product.node.replace_input_with(product.bias, own)
 
 
 def _clamped(graph: Any, node: Any, clamps: set[Any], grid: Grid) -> Any:

@@ -39,7 +39,7 @@ _PADS = ("pad.default", "constant_pad_nd.default")
 
 _ONNX_TYPES = {
     "conv1d": "Conv", "conv2d": "Conv", "conv_transpose2d": "ConvTranspose", "linear": "Gemm", "add": "Add", "sub": "Sub",
-    "mul": "Mul", "cat": "Concat", "mean": "GlobalAveragePool", "adaptive_avg_pool2d": "GlobalAveragePool",
+    "mul": "Mul", "cat": "Concat", "embedding": "Gather", "mean": "GlobalAveragePool", "adaptive_avg_pool2d": "GlobalAveragePool",
 }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def find_places(module: Any, exclude: Sequence[str] = ()) -> Places:
         RecipeError: A selector means nothing in this model.
     """
     nodes = list(module.graph.nodes)
-    left = choose(list(_operators(nodes)), exclude) if exclude else frozenset()
+    left = excluded(module, exclude)
     places = Places()
     for node in nodes:
         if node.op != "call_function" or node.name in left or not _is_float(node):
@@ -121,11 +121,28 @@ def find_places(module: Any, exclude: Sequence[str] = ()) -> Places:
     return places
 
 
+def excluded(module: Any, exclude: Sequence[str]) -> frozenset[str]:
+    """The names of the nodes that these selectors (`edgeopt.onnx_select`) choose.
+
+    Raises:
+        RecipeError: A selector means nothing in this model.
+    """
+    return choose(list(_operators(list(module.graph.nodes))), exclude) if exclude else frozenset()
+
+
 def kind_of(node: Any) -> str:
     """The ATen operator of a node with its overload, "conv2d.default"; empty where it is none."""
     name = str(node.target)
     is_operator = node.op == "call_function" and name.startswith("aten.")
     return name.removeprefix("aten.") if is_operator else ""
+
+
+def tensor_of(module: Any, node: Any) -> Any:
+    """The tensor that a `get_attr` node of a graph module reads."""
+    found = module
+    for part in node.target.split("."):
+        found = getattr(found, part)
+    return found.detach()
 
 
 def source_of(node: Any) -> Any:

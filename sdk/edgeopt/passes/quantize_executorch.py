@@ -18,14 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgeopt.calibrate import Observe, Stream, alarms, find_ranges
 from edgeopt.executorch.grids import write_grids
+from edgeopt.executorch.hub import enter, lower
 from edgeopt.executorch.places import Places, find_places
-from edgeopt.onnx_graphs import fold
 from edgeopt.passes import Order, Result
-from edgeopt_converters import path as conversion
-from edgeopt_converters.executorch_file import NOISY
 from edgeopt_converters.model import Model
-from edgeopt_converters.quiet import quiet
-from edgeopt_converters.torch_to_executorch import lower_program
 from edgeopt_profiles.profile import Scheme
 from edgeopt_wire.errors import RecipeError, UnsupportedError
 
@@ -44,9 +40,12 @@ def apply(model: Model, order: Order) -> Result:
         UnsupportedError: The scheme asks for types that this pass does not do, or an operator cannot enter the hub.
     """
     _check(order.scheme)
-    hub = conversion.convert(replace(model, program=fold(model.program)), "torch")
-    module = hub.program.module(check_guards=False)
+    hub, module = enter(model)
     places = find_places(module, order.exclude)
+    if not places.products:
+        raise UnsupportedError(
+            "quantize_executorch: the model has no convolution or linear layer with stored weights that may be quantized"
+        )
     outputs = frozenset(
         places.grid(source)
         for node in module.graph.nodes
@@ -57,9 +56,7 @@ def apply(model: Model, order: Order) -> Result:
     names = {entry.name: spec.name for entry, spec in zip(_inputs(module), model.inputs, strict=True)}
     stream = Stream(order.samples, order.checkpoint, order.on_sample)
     ranges = find_ranges(_observer(module, places, names), stream, order.calibration, keep_full=outputs)
-    with quiet(*NOISY):
-        write_grids(module, places, ranges)
-        program = lower_program(_exported(module, hub), model.name)
+    made = lower(module, hub, lambda: write_grids(module, places, ranges))
     said = (
         ("ranges chosen tensor by tensor by their own squared error",)
         if order.calibration.method == "auto"
@@ -67,8 +64,10 @@ def apply(model: Model, order: Order) -> Result:
     )
     left = (f"left in float by the recipe: {', '.join(order.exclude)}",) if order.exclude else ()
     learned = ("ranges that training found are not taken here, calibrated ones are",) if order.ranges else ()
-    made = Model("executorch", program, model.name, model.inputs, model.outputs)
-    return Result(made, (*left, *learned, *said, *alarms(ranges, outputs)))
+    return Result(
+        replace(made, inputs=model.inputs, outputs=model.outputs),
+        (*left, *learned, *said, *alarms(ranges, outputs)),
+    )
 
 
 def walks(order: Order, available: int) -> int:  # noqa: ARG001 - the same for every pass
@@ -119,11 +118,3 @@ def _observer(module: Any, places: Places, names: Mapping[str, str]) -> Observe:
             yield name, value.detach().contiguous().numpy()
 
     return observe
-
-
-def _exported(module: Any, hub: Model) -> Any:
-    import torch
-
-    examples = tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in hub.inputs)
-    with torch.no_grad():
-        return torch.export.export(module, examples, strict=False)
