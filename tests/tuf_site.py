@@ -62,15 +62,33 @@ class Source:
         self.asked: list[str] = []
         self._jobs: queue.Queue[Any] = queue.Queue()
         self.be_honest()
-        self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self.client = mqtt.Client(
+            CallbackAPIVersion.VERSION2, f"source-{time.monotonic_ns()}", protocol=mqtt.MQTTv5
+        )
         self.client.on_message = lambda _c, _u, message: self._jobs.put(message)
-        ready = threading.Event()
-        self.client.on_subscribe = lambda *_: ready.set()
-        self.client.connect("127.0.0.1", port)
+        self.wish = b""
+        """The retained document; a broker that forgot it gets it again, as from the fleet."""
+        self._ready = threading.Event()
+        self.client.on_connect = self._on_connect
+        self.client.on_disconnect = lambda *_: self._ready.clear()
+        self.client.on_subscribe = self._on_subscribe
+        self.client.reconnect_delay_set(1, 1)
+        self.client.connect("127.0.0.1", port, clean_start=True)
         self.client.loop_start()
-        self.client.subscribe([(topics.every_device("default", what), 1) for what in topics.UP])
-        assert ready.wait(WAIT_S)
+        self.wait()
         threading.Thread(target=self._work, daemon=True).start()
+
+    def wait(self) -> None:
+        """Wait until the broker hears what this side sends."""
+        assert self._ready.wait(WAIT_S)
+
+    def _on_connect(self, client: mqtt.Client, *_: Any) -> None:
+        client.subscribe([(topics.every_device("default", what), 1) for what in topics.UP])
+
+    def _on_subscribe(self, *_: Any) -> None:
+        if self.wish:
+            self._send("desired", self.wish, retain=True)
+        self._ready.set()
 
     def be_honest(self) -> None:
         """Answer from the newest publication."""
@@ -100,6 +118,7 @@ class Source:
         return json.dumps(envelope.to_dict()).encode()
 
     def want(self, envelope: bytes) -> None:
+        self.wish = envelope
         self._send("desired", envelope, retain=True)
 
     def _work(self) -> None:

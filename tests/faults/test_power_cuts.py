@@ -20,6 +20,7 @@ from pathlib import Path
 import device_lives
 import pytest
 from disk import Operation, cuts, write_image
+from notes import note
 from scenarios import NAMES, SCENARIOS, Site
 
 SAMPLE = 12
@@ -89,13 +90,16 @@ def _check_all(site: Site, recorded: dict[str, list[Operation]], name: str, tmp_
     for number, (cut, left, image) in list(enumerate(images))[::stride]:
         state = tmp_path / str(number)
         write_image(image, state)
+        is_well = False
         try:
             site.check(state, scenario)
+            is_well = True
         except Exception as error:
             before = recorded[name][cut - 1] if cut else "nothing"
             failed.append(
                 f"{name}, cut behind operation {cut} {str(before)[:90]}, {left} left: {error!r:.300}"
             )
+        note("power cuts", [(left, left, is_well)])
         shutil.rmtree(state)
     print(f"{name}: {len(recorded[name])} operations, {len(images)} images, {len(images[::stride])} checked")
     assert not failed, f"{len(failed)} of {len(images)}:\n" + "\n".join(failed)

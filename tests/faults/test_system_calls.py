@@ -158,11 +158,10 @@ def _check_all(zygote: Zygote, site: Site, name: str, tmp_path: Path, most: int)
     stride = max(1, len(cases) // most) if most else 1
     while stride > 1 and (stride % 2 == 0 or stride % 3 == 0):  # else it would always meet the same faults
         stride += 1
-    said = {
-        case: _check(zygote, site, scenario, case, tmp_path / str(n))
-        for n, case in enumerate(cases[::stride])
-    }
-    note("system calls", ((case.fault, case.call, not wrong) for case, wrong in said.items()))
+    said = {}
+    for n, case in enumerate(cases[::stride]):
+        said[case] = _check(zygote, site, scenario, case, tmp_path / str(n))
+        note("system calls", [(case.fault, f"{scenario.name}: {case.call}", not said[case])])
     failed = [wrong for wrong in said.values() if wrong]
     print(f"{name}: {len(cases)} cases, {len(said)} checked, {len(failed)} failed")
     assert len(cases) > len(FAULTS)
