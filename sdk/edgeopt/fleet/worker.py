@@ -15,6 +15,7 @@ import base64
 import logging
 import queue
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from edgeopt.fleet.control import Control
 from edgeopt.fleet.courier import Courier
 from edgeopt_wire import topics
 from edgeopt_wire.document import from_bytes, to_bytes
-from edgeopt_wire.errors import DocumentError, EdgeoptError, TransportError
+from edgeopt_wire.errors import DocumentError, EdgeoptError, StoreError, TransportError
 from edgeopt_wire.messages import EventBatch, MetaReply, MetaRequest, Presence, Pull, PullRefused, Reported
 
 _log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Worker:
         self._resend = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="fleet-worker", daemon=True)
+        self._tls: ssl.SSLContext | None = None
         self._client = self._make_client()
         self._courier = Courier(tenant, control, control.catalog.chunk, self._send_chunk)
         self._handlers: dict[str, Callable[[str, bytes], None]] = {
@@ -133,8 +135,19 @@ class Worker:
         client.on_socket_open = _no_delay
         client.reconnect_delay_set(1, 30)
         if self._address.ca:
-            client.tls_set(self._address.ca, self._address.certificate or None, self._address.key or None)
+            self._tls = ssl.create_default_context(cafile=self._address.ca)
+            self._read_certificate()
+            client.tls_set_context(self._tls)
         return client
+
+    def _read_certificate(self) -> None:
+        """Use the certificate that lies there now from the next connection on: it is made anew every two months."""
+        if self._tls is None or not self._address.certificate:
+            return
+        try:
+            self._tls.load_cert_chain(self._address.certificate, self._address.key or None)
+        except OSError as error:
+            raise StoreError(f"cannot use the certificate {self._address.certificate}: {error}") from error
 
     def _on_connect(self, client: mqtt.Client, _user: Any, _flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
@@ -151,6 +164,10 @@ class Worker:
         self, _client: mqtt.Client, _user: Any, _flags: Any, reason: Any, _properties: Any
     ) -> None:
         self._connected.clear()
+        try:
+            self._read_certificate()
+        except StoreError as error:
+            _log.error("%s; the one before is used", error)
         if not self._stopping.is_set():
             _log.warning("the broker is gone (%s); reconnecting", reason)
 
