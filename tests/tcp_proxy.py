@@ -21,7 +21,9 @@ from collections.abc import Callable, Iterator
 UP, DOWN = "up", "down"
 """From the device to the broker, and back."""
 
-PUBLISH = 3
+PUBLISH, PUBACK = 3, 4
+OWN_IDS = 60_000
+"""Packet identifiers from here on are the proxy's own, for messages that it repeats."""
 Filter = Callable[[str, bytes], list[bytes]]
 """Gets the direction and one whole MQTT packet; returns the packets that go on in its place."""
 
@@ -167,37 +169,68 @@ def _size(stream: bytes) -> int:
 
 
 class Shuffle:
-    """A filter that drops, repeats and delays PUBLISH packets by chance; everything else passes in its order.
+    """A filter that loses, repeats and swaps PUBLISH packets by chance, as a broker may; acknowledgements stay in order.
 
-    A packet that waits goes out behind a later one of its direction, so that two change places.
+    A repeated message has an identifier of its own, whose PUBACK stops here: a real broker ends a connection on which
+    it is acknowledged what it did not send. Two messages that change places keep the order of their identifiers.
     """
 
     def __init__(
-        self, chance: random.Random, *, lose: float = 0.0, repeat: float = 0.0, late: float = 0.0
+        self, chance: random.Random, *, lose: float = 0.0, repeat: float = 0.0, swap: float = 0.0
     ) -> None:
         self._chance = chance
-        self._lose, self._repeat, self._late = lose, repeat, late
-        self._waiting: dict[str, list[bytes]] = {UP: [], DOWN: []}
-        self.done = {"lost": 0, "repeated": 0, "late": 0}
+        self._lose, self._repeat, self._swap = lose, repeat, swap
+        self._waiting: dict[tuple[str, int], bytes] = {}
+        self._repeated = 0
+        self.done = {"lost": 0, "repeated": 0, "swapped": 0}
 
     def __call__(self, direction: str, packet: bytes) -> list[bytes]:
+        if kind_of(packet) == PUBACK and struct.unpack_from(">H", packet, 2)[0] >= OWN_IDS:
+            return []
         if kind_of(packet) != PUBLISH:
             return [packet]
         return list(self._publish(direction, packet))
 
     def _publish(self, direction: str, packet: bytes) -> Iterator[bytes]:
-        waiting = self._waiting[direction]
+        earlier = self._waiting.pop((direction, qos_of(packet)), None)
+        if earlier is not None:
+            self.done["swapped"] += 1
+            yield with_id(packet, id_of(earlier))
+            yield with_id(earlier, id_of(packet))
+            return
         dice = self._chance.random()
         if dice < self._lose:
             self.done["lost"] += 1
-            return
-        if dice < self._lose + self._late:
-            self.done["late"] += 1
-            waiting.append(packet)
-            return
-        yield packet
-        if dice > 1 - self._repeat:
-            self.done["repeated"] += 1
+        elif dice < self._lose + self._swap:
+            self._waiting[direction, qos_of(packet)] = packet
+        else:
             yield packet
-        while waiting:
-            yield waiting.pop()
+            if dice > 1 - self._repeat:
+                self.done["repeated"] += 1
+                self._repeated += 1
+                yield with_id(packet, OWN_IDS + self._repeated % 5000)
+
+
+def qos_of(packet: bytes) -> int:
+    """The quality of service of a PUBLISH packet."""
+    return packet[0] >> 1 & 3
+
+
+def id_of(packet: bytes) -> int:
+    """The identifier of a PUBLISH packet; 0 at QoS 0, which has none."""
+    return int(struct.unpack_from(">H", packet, _id_at(packet))[0]) if qos_of(packet) else 0
+
+
+def with_id(packet: bytes, number: int) -> bytes:
+    """A PUBLISH packet with another identifier."""
+    if not qos_of(packet):
+        return packet
+    at = _id_at(packet)
+    return packet[:at] + struct.pack(">H", number) + packet[at + 2 :]
+
+
+def _id_at(packet: bytes) -> int:
+    at = 2
+    while packet[at - 1] & 0x80:
+        at += 1
+    return at + 2 + int(struct.unpack_from(">H", packet, at)[0])

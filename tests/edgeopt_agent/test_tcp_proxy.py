@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from tcp_proxy import DOWN, UP, Shuffle, TcpProxy, kind_of, split, topic_of
+from tcp_proxy import DOWN, UP, Shuffle, TcpProxy, id_of, kind_of, split, topic_of, with_id
 
 HELLO = b"\x30\x07\x00\x03a/bhi"
 PING = b"\xc0\x00"
@@ -90,16 +90,27 @@ def test_packets_are_told_apart_however_the_stream_is_cut() -> None:
     assert [topic_of(packet) for packet in (HELLO, LONG)] == ["a/b", "a/b"]
 
 
-def test_shuffle_repeats_loses_and_swaps_what_is_published_and_nothing_else() -> None:
+def test_shuffle_loses_repeats_and_swaps_what_is_published_and_nothing_else() -> None:
     assert Shuffle(random.Random(1), lose=1.0)(UP, HELLO) == []
     assert Shuffle(random.Random(1), repeat=1.0)(UP, HELLO) == [HELLO, HELLO]
     assert Shuffle(random.Random(1), lose=1.0, repeat=1.0)(UP, PING) == [PING]
-    shuffle = Shuffle(random.Random(3), late=0.5)
-    sent = [b"\x30\x07\x00\x03a/b%02d" % number for number in range(50)]
-    got = [packet for one in sent for packet in shuffle(UP, one)]
-    assert set(got) <= set(sent)
-    assert got != sorted(got)
-    assert shuffle.done["late"] > 5
+    swap = Shuffle(random.Random(1), swap=1.0)
+    assert swap(UP, HELLO) == []
+    assert swap(DOWN, LONG) == []
+    assert swap(UP, LONG) == [LONG, HELLO]
+
+
+def test_shuffle_leaves_the_order_of_acknowledgements_to_the_broker() -> None:
+    first, second = (b"\x32\x09\x00\x03a/b\x00" + bytes([number]) + b"hi" for number in (1, 2))
+    swap = Shuffle(random.Random(1), swap=1.0)
+    assert swap(UP, first + b"") == []
+    assert [id_of(packet) for packet in swap(UP, second)] == [1, 2]
+    repeat = Shuffle(random.Random(1), repeat=1.0)
+    again = repeat(UP, first)[1]
+    assert id_of(again) >= 60_000
+    assert with_id(again, 1) == first
+    assert repeat(DOWN, b"\x40\x02" + id_of(again).to_bytes(2, "big")) == []
+    assert repeat(DOWN, b"\x40\x02\x00\x01") != []
 
 
 def test_filter_sees_whole_packets_of_a_stream_in_pieces(echo: int) -> None:

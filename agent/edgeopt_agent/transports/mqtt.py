@@ -6,7 +6,7 @@ Rules:
 - Pages and chunks are asked for by `mqtt_pull`, on the line that this module keeps.
 - Reconnecting is ours, at the pace of `reconnecting`. Every reconnect takes a new client: paho would resend its whole
   backlog.
-- A peer that says nothing for `ANSWER_S` after something was sent is gone, whatever TCP believes.
+- A broker that owes its word on a message for `ANSWER_S` is gone, whatever TCP believes.
 - Plain TCP goes to loopback only, unless the configuration says `insecure`.
 """
 
@@ -16,10 +16,12 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgeopt_agent.mqtt_chunks import Answers
 from edgeopt_agent.mqtt_client import (
     MAX_IN_FLIGHT,
     TAKEN_OVER,
@@ -29,7 +31,6 @@ from edgeopt_agent.mqtt_client import (
     make_client,
     make_tls,
 )
-from edgeopt_agent.mqtt_chunks import Answers
 from edgeopt_agent.mqtt_pull import CHUNK_TIMEOUT_S, REPLY_TIMEOUT_S, Puller
 from edgeopt_agent.pulling import Blobs
 from edgeopt_agent.reconnecting import End, Pace, Reconnecting
@@ -62,7 +63,7 @@ AWAY_DELAY_S = 60.0
 SETTLED_S = 60.0
 CONNECT_TIMEOUT_S = 15.0
 ANSWER_S = 30.0
-"""Silence after which a peer that owes an answer is given up. A modem at 4 kB/s takes 16 s for the largest batch."""
+"""A modem at 4 kB/s takes 16 s for the largest batch."""
 WATCH_S = 2.0
 DATES_ARE_AHEAD = 9
 """OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID: this machine's clock is behind."""
@@ -126,7 +127,7 @@ class MqttTransport:
         self._is_behind = False
         self._in_flight = MAX_IN_FLIGHT
         self._accepted_at: float | None = None
-        self._owed_since: float | None = None
+        self._owed: deque[tuple[Any, float]] = deque()
         self._client: Any = None
         self._max_packet = 0
         self._first_subscription = 0
@@ -225,9 +226,12 @@ class MqttTransport:
         """Hand a message over; False where nobody listens."""
         if not self._online.is_set():
             return False
+        info = self._client.publish(self._topic(what), payload, qos=qos, retain=retain)
+        if info.rc != 0:
+            return False
         if qos:
-            self._owed_since = self._owed_since or time.monotonic()
-        return bool(self._client.publish(self._topic(what), payload, qos=qos, retain=retain).rc == 0)
+            self._owed.append((info, time.monotonic()))
+        return True
 
     def _keep_connected(self) -> None:
         while not self._stopping.is_set():
@@ -267,7 +271,7 @@ class MqttTransport:
         client.connect(
             self._options.host, self._options.port, keepalive=self._options.keepalive_s, clean_start=True
         )
-        self._owed_since = None
+        self._owed.clear()
         client.loop_start()
         try:
             if not self._lost.wait(CONNECT_TIMEOUT_S) and not self._online.is_set():
@@ -275,13 +279,18 @@ class MqttTransport:
                     f"it took the connection and said nothing for {CONNECT_TIMEOUT_S:.0f} s"
                 )
             while not self._lost.wait(WATCH_S):
-                owed = self._owed_since
-                if owed is not None and time.monotonic() - owed > ANSWER_S:
+                if self._owed_for_s() > ANSWER_S:
                     _log.warning("the broker owes an answer for %.0f s; connecting anew", ANSWER_S)
                     return
         finally:
             self._online.clear()
             hang_up(client, time.sleep)
+
+    def _owed_for_s(self) -> float:
+        """How long the broker owes its word on the oldest message; 0 if it owes none."""
+        while self._owed and self._owed[0][0].is_published():
+            self._owed.popleft()
+        return time.monotonic() - self._owed[0][1] if self._owed else 0.0
 
     def _make_client(self) -> Any:
         options = self._options
@@ -292,7 +301,7 @@ class MqttTransport:
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
-        client.on_publish = self._on_answer
+        client.on_publish = self._on_published
         return client
 
     def _on_connect(self, client: Any, _user: Any, _flags: Any, reason: Any, properties: Any) -> None:
@@ -344,13 +353,11 @@ class MqttTransport:
         self._online.clear()
         self._lost.set()
 
-    def _on_answer(self, _client: Any, _user: Any, _mid: Any, reason: Any, _properties: Any) -> None:
-        self._owed_since = None
+    def _on_published(self, _client: Any, _user: Any, _mid: Any, reason: Any, _properties: Any) -> None:
         if reason.is_failure:
             _log.error("the broker refused a message of this device: %s", reason)
 
     def _on_message(self, _client: Any, _user: Any, message: Any) -> None:
-        self._owed_since = None
         try:
             _, device, what, rest = topics.parse(message.topic)
             if what == topics.BLOB and device == topics.SHARED:
