@@ -61,6 +61,15 @@ bench-all: $(STAMP) ## the same for every model and peer (long; what peers made 
 bench-memory: $(STAMP) ## peak memory of static quantization with every range method, ours and a peer's
 	$(BIN)/python tests/benchmarks/memory.py $(if $(PAGE),--markdown $(PAGE))
 
+FAULTS := .bench/faults.jsonl
+
+# needs strace and fuse3; what is missing is skipped
+.PHONY: faults
+faults: $(STAMP) ## every fault at every call, cut and state, and a table of what came of it (PAGE=docs/faults.md writes it there)
+	@mkdir -p .bench && rm -f $(FAULTS)
+	EDGEOPT_FAULTS=$(abspath $(FAULTS)) $(BIN)/python -m pytest tests/faults -k "every" && status=0 || status=$$?; \
+	  $(BIN)/python tests/faults/table.py $(FAULTS) $(PAGE); exit $$status
+
 .PHONY: fuzz
 fuzz: $(STAMP) ## a million hostile inputs (needs atheris: .venv/bin/pip install atheris)
 	$(BIN)/python tests/fuzz/fuzz_run.py
