@@ -23,6 +23,7 @@ from edgeopt_wire.errors import RecipeError
 _log = logging.getLogger(__name__)
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _FUSED_CLIPS = ("Relu", "Clip")
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
 _PARAMETERS = {"Clip": (1, 2), "Resize": (1, 2), "Pad": (2,), "Dropout": (1,)}
 """Float inputs that are parameters, not tensors to compute with: they need no DequantizeLinear."""
 
@@ -189,7 +190,8 @@ def _item_bytes(number: int) -> int:
 
 
 def _counted_macs(name: str, node: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
-    if any(axis < 0 for tensor in (*inputs, *outputs) for axis in tensor.shape):
+    counted = inputs[:2] if node.op_type in _BIASED else inputs  # a bias multiplies nothing
+    if any(axis < 0 for tensor in (*counted, *outputs) for axis in tensor.shape):
         _log.warning(
             "%s %s: shapes are not known, its multiply-accumulates are not counted", node.op_type, name
         )
