@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime, timezone
 from typing import Any
 
 from edgeopt_agent.certificate_status import certificate_status
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.drift import read_memories, summary
+from edgeopt_agent.housekeeping import Housekeeper
 from edgeopt_agent.outbox import Outbox
 from edgeopt_agent.schedule import degraded
 from edgeopt_agent.serve.http import ask
 from edgeopt_agent.store import Store
 from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire import __version__
-from edgeopt_wire.errors import EdgeoptError
+from edgeopt_wire.errors import EdgeoptError, StoreError
+
+_log = logging.getLogger(__name__)
 
 
 def describe(config: AgentConfig) -> dict[str, Any]:
@@ -25,6 +29,7 @@ def describe(config: AgentConfig) -> dict[str, Any]:
         StoreError: The state directory cannot be used.
     """
     store = Store(config.folder)
+    keeper = Housekeeper(store, config.disk_quota)
     outbox = Outbox(config.folder / "outbox", config.device)
     models = []
     for name in store.models():
@@ -50,7 +55,7 @@ def describe(config: AgentConfig) -> dict[str, Any]:
         "stand_in": config.stand_in,
         "agent_version": __version__,
         "running": _is_running(config),
-        "desired_revision": store.load_device().revision,
+        "desired_revision": _revision(store),
         "models": models,
         "degraded": degraded(config.folder / "upkeep.json"),
         "drift": {
@@ -59,8 +64,19 @@ def describe(config: AgentConfig) -> dict[str, Any]:
         "events_waiting": len(outbox),
         "events_dropped": outbox.dropped,
         "disk_free_bytes": store.free_bytes(),
+        "disk_used_bytes": keeper.used_bytes(),
+        "disk_quota_bytes": keeper.quota_bytes(),
         "certificate": _certificate(config, store),
     }
+
+
+def _revision(store: Store) -> int:
+    """The newest revision that was obeyed; 0 where the record cannot be read, which the log says."""
+    try:
+        return store.load_device().revision
+    except StoreError as error:
+        _log.error("%s", error)
+        return 0
 
 
 def _certificate(config: AgentConfig, store: Store) -> dict[str, Any] | None:
