@@ -41,7 +41,7 @@ class Listening:
     def first(self, took_s: float) -> int:
         """The lane to begin with, after the first chunk came so many seconds after it was asked for; 0 for none."""
         kib_s = self._chunk_bytes / 1024 / max(took_s, 1e-6)
-        return self._lanes[0] if self._lanes and kib_s >= MARGIN * self._lanes[0] else 0
+        return self._lanes[0] if self._lanes and kib_s >= self._lanes[0] else 0
 
     def begin(self, lane: int, now: float) -> None:
         """The device listens to this lane from now on."""
