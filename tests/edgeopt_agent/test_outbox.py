@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Events wait on disk until they are acknowledged; what cannot be kept is counted."""
 
+import errno
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
+from edgeopt_agent import outbox as outbox_module
 from edgeopt_agent.outbox import BATCH_EVENTS, Outbox
+from edgeopt_wire.errors import StoreError
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -81,3 +86,50 @@ def test_batch_is_bounded(tmp_path: Path) -> None:
 def test_first_record_is_there_before_the_first_event(tmp_path: Path) -> None:
     first = Outbox(tmp_path, "d1")
     assert Outbox(tmp_path, "d1").id == first.id
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The disk does not read files of that name."""
+    real = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.name == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+
+
+def test_record_that_is_not_read_for_a_moment_costs_no_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = filled(tmp_path, 3)
+    with monkeypatch.context() as patch:
+        refuse(patch, "outbox.json")
+        after = Outbox(tmp_path, "d1")
+        assert after.batch() is None
+        with pytest.raises(StoreError):
+            after.add("phase", NOW, {"number": 3})
+    assert (numbers(after), after.id, after.dropped) == ([0, 1, 2], before.id, 1)
+
+
+def test_event_that_is_not_read_for_a_moment_waits_and_no_acknowledgement_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = filled(tmp_path, 3)
+    with monkeypatch.context() as patch:
+        refuse(patch, "000000000001.event")
+        assert numbers(outbox) == [1, 2]
+        outbox.acknowledge(outbox.id, 3)
+    assert (numbers(outbox), outbox.dropped) == ([0], 0)
+
+
+def test_power_cut_between_counting_a_drop_and_dropping_counts_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = filled(tmp_path, 4, limit=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox_module.Outbox, "_remove_gone", lambda _: None)
+        outbox.add("phase", NOW, {"number": 4})
+    after = Outbox(tmp_path, "d1", 4)
+    assert (numbers(after), after.dropped) == ([1, 2, 3, 4], 1)
