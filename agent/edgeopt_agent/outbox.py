@@ -3,12 +3,15 @@
 
 Rules:
 - One file an event, named by its sequence number, flushed before anybody is told that it is kept.
-- At most `limit` events wait; beyond that the oldest is dropped and counted, for ever.
-- What the disk does not read for a moment waits; only what is damaged counts as dropped. An event that cannot be kept
-  because the record is not read yet is counted when it is.
+- At most `limit` events wait; beyond that the oldest that was never handed over is dropped and counted, for ever. What was
+  handed over may be in the ledger: it is never dropped, so that nothing is both delivered and counted.
+- One batch is on its way at a time. It is noted on the disk before it is handed over, and sent again, and nothing else,
+  until all of it is acknowledged; an acknowledgement of anything else says nothing.
+- What the disk does not read for a moment waits; only what is damaged counts as dropped (it may have been delivered, if
+  it was on its way: nobody can tell). An event that cannot be kept counts as soon as the record can be written.
 - A drop is counted on the disk before the event goes: a power cut between the two loses nothing and counts nothing twice.
 - The outbox has an id of its own: after a lost disk the numbers start again under another id, so that nothing new is
-  taken for something old.
+  taken for something old. A number is never given twice, whatever the disk refuses.
 """
 
 from __future__ import annotations
@@ -50,9 +53,16 @@ class Outbox:
         except OSError as error:
             raise disk_error(f"cannot use the outbox {folder}", error) from error
         self.id, self._next, self.dropped = "", 1, 0
-        self._gone = 0  # events up to this number were counted as dropped
-        self._missed = 0
+        self._noted_next = 1  # what the record on the disk says
+        self._events: set[int] = set()  # the files that count
+        self._sent: set[int] = set()  # those that may have been handed over
+        self._gone: set[int] = set()  # counted as dropped, and their files may still be there
+        self._done: set[int] = set()  # acknowledged, likewise
+        self._removed: set[int] = (
+            set()
+        )  # removed since the folder was flushed: a power cut may bring them back
         self._unread: set[int] = set()
+        self._missed = 0
         self._is_open = False
         try:  # a disk that refuses must not keep the device from serving
             self._open()
@@ -63,66 +73,97 @@ class Outbox:
         """Keep an event.
 
         Raises:
-            StoreError: The disk refused.
+            StoreError: The disk refused; the event counts as dropped.
         """
         try:
             self._open()
         except StoreError:
             self._missed += 1
             raise
-        event = Event(self._next, kind, at, dict(body))
-        write_durably(self._path(self._next), to_bytes(event))
+        number = self._next
+        try:
+            write_durably(self._path(number), to_bytes(Event(number, kind, at, dict(body))))
+        except StoreError:
+            self.dropped += 1
+            if self._may_exist(number):  # renamed and not flushed: its number is used up
+                self._next += 1
+                self._gone.add(number)
+            raise
         self._next += 1
-        waiting = self._waiting()
-        over = waiting[: max(0, len(waiting) - self._limit)]
-        if over:
-            self._gone = over[-1]
-            self.dropped += len(over)
-        self._save()
-        self._remove_gone()
+        self._events.add(number)
+        unsent = sorted(self._events - self._sent)
+        over = unsent[: max(0, len(self._events) - self._limit)]
+        self.dropped += len(over)
+        self._gone.update(over)
+        self._events.difference_update(over)
+        self._try_to_save()
 
     def batch(self) -> EventBatch | None:
-        """The oldest events that wait, or None."""
+        """The events that are to be handed over now, or None: those on their way, else the oldest that wait."""
         try:
             self._open()
         except StoreError as error:
             _log.warning("events wait for the disk: %s", error)
             return None
+        is_again = bool(self._sent)
+        events = self._read_events(self._without_unread(self._sent if is_again else self._events))
+        if not events:
+            return None
+        if not is_again:
+            self._sent = {event.sequence for event in events}
+            self._try_to_save()
+        return EventBatch(self._device, tuple(events), self.id, self.dropped)
+
+    def acknowledge(self, outbox: str, sequence: int) -> None:
+        """Forget what the control plane has stored: of the batch on its way, what is not above `sequence`.
+
+        The number of an acknowledgement is always one of its batch; of another batch it says nothing new.
+        """
+        if outbox != self.id or sequence not in self._sent:
+            return
+        stored = {number for number in self._sent if number <= sequence} - self._unread
+        if self._noted_next <= sequence and not self._try_to_save():
+            return  # without its record the numbers would be given again; it comes again
+        self._events -= stored
+        self._sent -= stored
+        self._done |= stored
+        self._remove()
+
+    def __len__(self) -> int:
+        return len(self._events if self._is_open else self._files())
+
+    def _read_events(self, numbers: list[int]) -> list[Event]:
         events: list[Event] = []
         size = 0
-        for sequence in self._waiting()[:BATCH_EVENTS]:
+        for number in numbers:
             try:
-                raw = self._path(sequence).read_bytes()
+                raw = self._path(number).read_bytes()
                 event = from_bytes(Event, raw)
-                self._unread.discard(sequence)
-            except OSError as error:
-                _log.warning("event %d cannot be read now and waits: %s", sequence, error)
-                self._unread.add(sequence)
-                continue
-            except DocumentError as error:
-                _log.error("event %d cannot be read and counts as dropped: %s", sequence, error)
-                self._path(sequence).unlink(missing_ok=True)
+            except (DocumentError, FileNotFoundError) as error:
+                _log.error("event %d cannot be read and counts as dropped: %s", number, error)
                 self.dropped += 1
+                self._gone.add(number)
+                for known in (self._events, self._sent, self._unread):
+                    known.discard(number)
+                self._try_to_save()
                 continue
+            except OSError as error:
+                _log.warning("event %d cannot be read now and waits: %s", number, error)
+                self._unread.add(number)
+                continue
+            self._unread.discard(number)
             size += len(raw)
             if events and size > BATCH_BYTES:
                 break
             events.append(event)
-        return EventBatch(self._device, tuple(events), self.id, self.dropped) if events else None
+        return events
 
-    def acknowledge(self, outbox: str, sequence: int) -> None:
-        """Forget what the control plane has stored."""
-        if outbox != self.id:
-            return
-        for waiting in self._waiting():
-            if waiting <= sequence and waiting not in self._unread:  # what was not read was not sent
-                self._path(waiting).unlink(missing_ok=True)
+    def _without_unread(self, numbers: set[int]) -> list[int]:
+        """The first of these; what was not read is tried again alone, so that no acknowledgement of others is for it."""
+        return sorted(numbers - self._unread or numbers)[:BATCH_EVENTS]
 
-    def __len__(self) -> int:
-        return len(self._waiting())
-
-    def _waiting(self) -> list[int]:
-        return sorted(int(path.stem) for path in self._folder.glob("*.event") if path.stem.isdigit())
+    def _files(self) -> set[int]:
+        return {int(path.stem) for path in self._folder.glob("*.event") if path.stem.isdigit()}
 
     @property
     def _record(self) -> Path:
@@ -141,34 +182,68 @@ class Outbox:
             raw = b""
         except OSError as error:
             raise disk_error(f"cannot read {self._record}", error) from error
+        files = self._files()
+        is_new = True
         try:
             record = json.loads(raw)
             self.id, self._next = str(record["id"]), int(record["next"])
-            self.dropped, self._gone = int(record["dropped"]), int(record.get("gone", 0))
-        except (ValueError, KeyError, TypeError):
-            self.id, self._next, self.dropped, self._gone = uuid.uuid4().hex, 1, 0, 0
-            for sequence in self._waiting():  # numbers of another life
-                self._path(sequence).unlink(missing_ok=True)
-                self.dropped += 1
-            with contextlib.suppress(OSError):  # the next event replaces it
-                self._record.unlink(missing_ok=True)
-        self._remove_gone()
-        waiting = self._waiting()
-        self._next = max(self._next, waiting[-1] + 1 if waiting else 1)
+            self.dropped = int(record["dropped"])
+            older = int(record.get("gone", 0))  # older agents dropped everything up to a number
+            self._sent = {int(number) for number in record.get("sent", ())} & files
+            gone = {int(number) for number in record.get("going", ())}
+            self._gone = {number for number in files if number <= older or number in gone} - self._sent
+            is_new = False
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self.id, self._next, self.dropped = uuid.uuid4().hex, 1, len(files)
+            self._sent, self._gone = set(), set(files)  # numbers of another life
+        self._noted_next = 1 if is_new else self._next
+        self._events = files - self._gone
+        self._next = max(self._next, max(files, default=0) + 1)
         self.dropped += self._missed
         self._missed = 0
         self._is_open = True
-        if not self._record.exists():  # before the first event, so that none is ever without its outbox
-            try:
-                self._save()
-            except StoreError as error:
-                _log.error("the outbox is not kept yet: %s", error)
+        if is_new:  # before the first event, so that none is ever without its outbox
+            self._try_to_save()
+        else:
+            self._remove()
 
-    def _remove_gone(self) -> None:
-        for sequence in self._waiting():
-            if sequence <= self._gone:
-                self._path(sequence).unlink(missing_ok=True)
+    def _may_exist(self, number: int) -> bool:
+        try:
+            return self._path(number).exists()
+        except OSError:
+            return True
+
+    def _remove(self) -> None:
+        """Remove the files of what has gone and of what is done; the rest is tried again with the next record."""
+        for number in (self._gone | self._done) - self._removed:
+            with contextlib.suppress(OSError):
+                self._path(number).unlink(missing_ok=True)
+                self._removed.add(number)
+
+    def _try_to_save(self) -> bool:
+        try:
+            self._save()
+        except StoreError as error:
+            _log.error("the outbox's record is not kept yet: %s", error)
+            return False
+        return True
 
     def _save(self) -> None:
-        record = {"id": self.id, "next": self._next, "dropped": self.dropped, "gone": self._gone}
+        """Write the record, then remove what it says has gone.
+
+        Removals are flushed with the record's folder, and not before: until then the record names them as what they were,
+        done or gone, in case that a power cut brings them back.
+        """
+        record = {
+            "id": self.id,
+            "next": self._next,
+            "dropped": self.dropped,
+            "sent": sorted(self._sent | self._done),
+            "going": sorted(self._gone),
+        }
         write_durably(self._record, json.dumps(record).encode())
+        self._noted_next = self._next
+        self._gone -= self._removed
+        self._done -= self._removed
+        self._removed.clear()
+        self._remove()
