@@ -14,6 +14,7 @@ from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.loop import Agent
 from edgeopt_agent.machine import Event, Kind, State
 from edgeopt_agent.main import make_agent, only_one
+from edgeopt_agent.past import BY_HAND
 from edgeopt_agent.store import Store
 from edgeopt_agent.transports import Inbox
 from edgeopt_agent.transports.folder import FolderTransport
@@ -99,7 +100,7 @@ def _from_file(
     transport = MemoryTransport(inbox, blobs={index.sha256: source.read_bytes()})
     agent = make_agent(config, store, transport, inbox)
     agent.installer.trust = _Given(index)
-    return agent, DesiredModel(index.name, index.version, "by hand")
+    return agent, DesiredModel(index.name, index.version, BY_HAND)
 
 
 class _Given:

@@ -20,6 +20,7 @@ from edgeopt_agent.config import AgentConfig, load_config, make_transport, mqtt_
 from edgeopt_agent.drift import Drift
 from edgeopt_agent.loop import Agent
 from edgeopt_agent.outbox import Outbox
+from edgeopt_agent.past import past_of
 from edgeopt_agent.probe import run_probe
 from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models
@@ -62,6 +63,8 @@ def make_agent(
         transport.fetch,
         clock,
         needs_time=transport.tells_time,
+        past=lambda: past_of(store),
+        complain=store.complain,
     )
     outbox = Outbox(store.folder / "outbox", config.device)
     service = Service(

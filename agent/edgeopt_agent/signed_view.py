@@ -35,6 +35,10 @@ Raises TransportError, or ForgedError where the source goes on for longer.
 """
 
 
+Witness = Callable[["SignedView", bool], str]
+"""Says why nothing proves that a view is not older than what was seen; empty where something does. See `version_floor`."""
+
+
 class SignedView:
     """What a repository signed, as of one refresh; use it for one task and open another for the next."""
 
@@ -107,8 +111,12 @@ class SignedView:
             temporary.unlink(missing_ok=True)
 
 
-def open_view(folder: Path, root: bytes, fetch: Fetch, now: datetime) -> SignedView:
+def open_view(
+    folder: Path, root: bytes, fetch: Fetch, now: datetime, *, witness: Witness = lambda _view, _damaged: ""
+) -> SignedView:
     """Refresh the metadata in `folder` and return the view of it, dates judged as of `now`.
+
+    `witness` is asked where the floor of versions is not there (`version_floor`).
 
     Raises:
         ForgedError: What came is not what was signed, or is older than what was seen.
@@ -118,6 +126,7 @@ def open_view(folder: Path, root: bytes, fetch: Fetch, now: datetime) -> SignedV
     from tuf.ngclient.config import UpdaterConfig
     from tuf.ngclient.updater import Updater
 
+    floor = VersionFloor(folder)
     with _judged("the repository's metadata"):
         updater = Updater(
             str(folder),
@@ -132,8 +141,11 @@ def open_view(folder: Path, root: bytes, fetch: Fetch, now: datetime) -> SignedV
         trusted.reference_time = now
         updater.refresh()
     flush(folder)
-    VersionFloor(folder / "versions.floor").raise_to(trusted.root, trusted.timestamp, trusted.snapshot)
-    return SignedView(updater, folder)
+    view = SignedView(updater, folder)
+    floor.raise_to(
+        trusted.root, trusted.timestamp, trusted.snapshot, lambda is_damaged: witness(view, is_damaged)
+    )
+    return view
 
 
 def flush(folder: Path) -> None:

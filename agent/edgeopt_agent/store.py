@@ -101,14 +101,14 @@ class Store:
         newest = record.load()
         if newest is None:
             if record.was_damaged:
-                self._complain(f"the record of {model} was damaged twice over; it begins anew")
+                self.complain(f"the record of {model} was damaged twice over; it begins anew")
             return State(model)
         try:
             return from_json(State, newest[1])
         except DocumentError as error:  # whole, and yet none of ours
             for path in record.paths:
                 set_aside(path, error)
-            self._complain(f"the record of {model} cannot be understood ({error}); it begins anew")
+            self.complain(f"the record of {model} cannot be understood ({error}); it begins anew")
             return State(model)
 
     def save_state(self, state: State) -> None:
@@ -134,7 +134,7 @@ class Store:
             revision = max((self.load_state(name).revision for name in self.models()), default=0)
             found = DeviceRecord(revision=revision)
             if complaint or revision:
-                self._complain(
+                self.complain(
                     f"the device's record is lost{': ' if complaint else ''}{complaint}; it begins anew with revision "
                     f"{revision}, the newest that a model's record knows"
                 )
@@ -268,7 +268,8 @@ class Store:
     def _record(self, model: str) -> Record:
         return Record(self.folder / "models" / check_name(model, "model"), "state", "state", State.SCHEMA)
 
-    def _complain(self, text: str) -> None:
+    def complain(self, text: str) -> None:
+        """Note what was lost; said twice it is told once."""
         if text not in self.complaints:
             _log.error("%s", text)
             self.complaints.append(text)

@@ -10,16 +10,20 @@ Rules:
   answer that nobody signed: what runs goes on, and the question is asked again. Any other `TrustError` is final.
 - An index counts only at the path that its own name, version and device class make: a team that may sign its own models
   cannot offer one of them under another's name.
+- A device that lost what it knew of the newest versions believes no repository without a proof (`edgeopt_agent.past`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import secrets
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 from edgeopt_agent.director import DIRECTOR_TARGET, Director, read_director
+from edgeopt_agent.past import Past, why_unproven
 from edgeopt_agent.signed_view import Fetch, SignedView, open_view
 from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire.document import from_bytes
@@ -27,22 +31,35 @@ from edgeopt_wire.errors import ForgedError, StoreError, TransportError, TrustEr
 from edgeopt_wire.index import PackageIndex, target_path
 from edgeopt_wire.messages import DESIRED_TYPE, MAX_DESIRED_BYTES, TIME_TYPE, Desired, SignedTime
 
+_log = logging.getLogger(__name__)
+
 MAX_TIME_BYTES = 4096
 
 
 class Trust:
     """The verified view of one repository. `folder` keeps the metadata between starts.
 
-    `needs_time`: nothing new is installed before the time is known; for transports that can ask for it.
+    `needs_time`: nothing new is installed before the time is known; for transports that can ask for it. `past` says what
+    the device knows where its metadata is lost, `complain` is told that it was.
     """
 
     def __init__(
-        self, folder: Path, root: bytes, fetch: Fetch, clock: TrustedClock, *, needs_time: bool = False
+        self,
+        folder: Path,
+        root: bytes,
+        fetch: Fetch,
+        clock: TrustedClock,
+        *,
+        needs_time: bool = False,
+        past: Callable[[], Past] = Past,
+        complain: Callable[[str], None] = _log.error,
     ) -> None:
         self._folder = folder
         self._root = root
         self._fetch = fetch
         self._needs_time = needs_time
+        self._past = past
+        self._complain = complain
         self.clock = clock
         self.director_keys: frozenset[str] = frozenset()
         """Ids of the keys that may direct this fleet, as of the newest look."""
@@ -51,10 +68,10 @@ class Trust:
         """Verify the newest metadata and return the view of it.
 
         Raises:
-            ForgedError: It is not what was signed, or older than what was seen.
+            ForgedError: It is not what was signed, or older than what was seen, or nobody can tell that it is not.
             TransportError: The repository cannot be reached, or its metadata has expired.
         """
-        return open_view(self._folder, self._root, self._fetch, self.clock.now())
+        return open_view(self._folder, self._root, self._fetch, self.clock.now(), witness=self._why_unproven)
 
     def find_index(self, target: str) -> PackageIndex:
         """Return the verified index at a target path.
@@ -91,7 +108,7 @@ class Trust:
             raise TrustError(
                 f"a desired document of {len(envelope)} bytes, at most {MAX_DESIRED_BYTES} are read"
             )
-        director, until = self._director()
+        director, until = self._director(self.refresh())
         desired = from_bytes(Desired, director.open(envelope, DESIRED_TYPE, "desired document"))
         if desired.device != device:
             raise TrustError(f"the desired document is for {desired.device}, this device is {device}")
@@ -110,11 +127,14 @@ class Trust:
             ForgedError: The answer is not the director's, or to another question.
             TransportError: Nobody can be asked now.
         """
+        return self._ask_time(self.refresh)
+
+    def _ask_time(self, look: Callable[[], SignedView]) -> datetime | None:
         nonce = secrets.token_hex(16)
         answer = self._fetch(f"time/{nonce}", MAX_TIME_BYTES)
         if answer is None:
             return None
-        director, until = self._director()
+        director, until = self._director(look())
         signed = from_bytes(SignedTime, director.open(answer, TIME_TYPE, "signed time"))
         if signed.nonce != nonce:
             raise ForgedError("the signed time answers another question than the one that was asked")
@@ -122,9 +142,22 @@ class Trust:
         self.clock.learn(signed.moment)
         return signed.moment
 
-    def _director(self) -> tuple[Director, datetime]:
+    def _why_unproven(self, view: SignedView, is_damaged: bool) -> str:
+        """Why nothing proves that this view is not older than what was seen, where the floor of versions is not there."""
+        past = self._past()
+        if not is_damaged and not past.has_lived:
+            return ""  # a new device
+        why = why_unproven(view, past, lambda seen: self._ask_time(lambda: seen) is not None)
+        if why and past.has_lived:
+            return why
+        self._complain(
+            "what this device knew of the repository's newest versions was lost; it begins anew with what the repository "
+            f"lists now, {'since nothing is installed here' if why else 'which is proven not to be older'}"
+        )
+        return ""
+
+    def _director(self, view: SignedView) -> tuple[Director, datetime]:
         """Who directs, and until when the repository's newest word counts."""
-        view = self.refresh()
         director = read_director(view.read(DIRECTOR_TARGET))
         self.director_keys = frozenset(director.keys)
         return director, view.until
