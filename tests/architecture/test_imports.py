@@ -63,12 +63,13 @@ def test_importing_edgeopt_loads_no_framework() -> None:
 
 
 def test_importing_edgeopt_is_quick() -> None:
-    code = "import time; start = time.perf_counter(); import edgeopt; print(time.perf_counter() - start)"
+    # processor time: a machine that is busy with other tests says nothing about an import
+    code = "import time; start = time.process_time(); import edgeopt; print(time.process_time() - start)"
     times = [
         float(
             subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60).stdout
         )
-        for _ in range(3)
+        for _ in range(5)
     ]
     assert min(times) < IMPORT_LIMIT_S, times
 

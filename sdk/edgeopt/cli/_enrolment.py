@@ -17,6 +17,13 @@ from edgeopt.cli.keys import ask_passphrase, new_passphrase, passphrase_option
 from edgeopt.fleet.client import call, fleet_option
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+pair_option = click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file to write certificate and key into, readable by its owner alone.",
+)
 REASONS = ("keyCompromise", "cessationOfOperation", "superseded")
 
 
@@ -57,7 +64,7 @@ def show(folder: Path, as_json: bool) -> None:
 @ca.command("issue-server")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False))
+@pair_option
 @json_option
 def issue_server(folder: Path, names: tuple[str, ...], output: Path, as_json: bool) -> None:
     """Write a server's certificate and key for host NAMEs or addresses, for a broker that is not Mosquitto."""
@@ -69,7 +76,7 @@ def issue_server(folder: Path, names: tuple[str, ...], output: Path, as_json: bo
 
 @ca.command("issue-control")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False))
+@pair_option
 @json_option
 def issue_control(folder: Path, output: Path, as_json: bool) -> None:
     """Write the control plane's certificate and key (common name edgeopt-control)."""
@@ -80,7 +87,13 @@ def issue_control(folder: Path, output: Path, as_json: bool) -> None:
 
 
 @ca.command("crl")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file to write.",
+)
 @fleet_option
 @json_option
 def crl(output: Path, url: str, as_json: bool) -> None:
@@ -105,8 +118,14 @@ def crl(output: Path, url: str, as_json: bool) -> None:
     required=True,
     help="A name or address that devices reach the broker by; repeatable.",
 )
-@click.option("--port", default=8883, show_default=True, type=click.IntRange(1, 65535))
-@click.option("--tenant", default="default", show_default=True)
+@click.option(
+    "--port",
+    default=8883,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="The TLS port it listens on.",
+)
+@click.option("--tenant", default="default", show_default=True, help="Whose devices it lets in.")
 @json_option
 def broker(
     folder: Path, *, authority: Path, hosts: tuple[str, ...], port: int, tenant: str, as_json: bool
