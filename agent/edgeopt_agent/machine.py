@@ -11,6 +11,7 @@ Rules:
 - Starts are counted before they are made; too many end in `failed`, not in a loop of restarts. A start that finds more
   of the package than the one before is no loop: a board that is switched off every evening may take weeks.
 - Whatever else goes round in circles ends with the budget of saved states of one deployment.
+- An active package that takes the process along while it is loaded at a start is loaded a few times only (`loads`).
 
 """
 
@@ -96,6 +97,7 @@ class Kind(enum.Enum):
     AWAY = "away"  # the transport or the disk is in the way; try again later
     MEASURED = "measured"  # the active package was measured again; `installed` says which variant serves now
     WORN = "worn"  # the active package is right no more; `installed` is the previous one, which is and serves
+    DEADLY = "deadly"  # starts died of loading the active package; `installed` is the previous one, if whole
     REFUSED = "refused"  # the candidate is bad: it lies, does not fit, or fails its probe
 
 

@@ -11,6 +11,7 @@ from edgeopt_agent.certificate_status import certificate_status
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.drift import read_memories, summary
 from edgeopt_agent.housekeeping import Housekeeper
+from edgeopt_agent.loads import Loads
 from edgeopt_agent.outbox import Outbox
 from edgeopt_agent.schedule import degraded
 from edgeopt_agent.serve.http import ask
@@ -54,10 +55,10 @@ def describe(config: AgentConfig) -> dict[str, Any]:
         "device_class": config.device_class,
         "stand_in": config.stand_in,
         "agent_version": __version__,
-        "running": _is_running(config),
+        "running": is_running(config),
         "desired_revision": _revision(store),
         "models": models,
-        "degraded": degraded(config.folder / "upkeep.json"),
+        "degraded": {**degraded(config.folder / "upkeep.json"), **_unserved(store)},
         "drift": {
             name: summary(entry) for name, entry in read_memories(config.folder / "drift.json").items()
         },
@@ -68,6 +69,17 @@ def describe(config: AgentConfig) -> dict[str, Any]:
         "disk_quota_bytes": keeper.quota_bytes(),
         "certificate": _certificate(config, store),
     }
+
+
+def _unserved(store: Store) -> dict[str, str]:
+    """Models that took the agent along too often to be loaded, and why."""
+    loads = Loads(store.folder)
+    found: dict[str, str] = {}
+    for name in store.models():
+        active = store.load_state(name).active
+        why = loads.why(name, active) if active is not None else ""
+        found |= {name: why} if why else {}
+    return found
 
 
 def _revision(store: Store) -> int:
@@ -85,7 +97,8 @@ def _certificate(config: AgentConfig, store: Store) -> dict[str, Any] | None:
     return None if found is None else found.to_json(clock.now())
 
 
-def _is_running(config: AgentConfig) -> bool:
+def is_running(config: AgentConfig) -> bool:
+    """Whether an agent answers here now."""
     try:
         ask(config.socket_path, "GET", "/v2/health/live")
     except EdgeoptError:

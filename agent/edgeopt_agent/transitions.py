@@ -196,6 +196,11 @@ def _go_back(state: State, event: Event) -> State:
     return replace(state, active=event.installed, previous=None, refused=refused, error=event.error)
 
 
+def _go_back_first(state: State, event: Event) -> State:
+    """The previous package is active again, the other is refused; the candidate is for the slot that is free now."""
+    return replace(_go_back(state, event), candidate=None)
+
+
 def _is_previous(state: State, event: Event) -> bool:
     """It is about the active package, and the previous one is there."""
     found, before, active = event.installed, state.previous, state.active
@@ -235,5 +240,9 @@ TRANSITIONS: tuple[Transition, ...] = (
     Transition(_TRIAL, Kind.REFUSED, Phase.ROLLED_BACK, _refuse, None, _TOLD),
     Transition(_ANY - _WORKING, Kind.MEASURED, None, _measure, _is_other),
     Transition(_ANY - _WORKING, Kind.WORN, Phase.ROLLED_BACK, _go_back, _is_previous, _TOLD),
+    Transition(_ANY - _WORKING, Kind.DEADLY, Phase.ROLLED_BACK, _go_back, _is_previous, _TOLD),
+    Transition(_WORKING, Kind.DEADLY, Phase.RESOLVING, _go_back_first, _is_previous),
+    # the model does not serve, which is reported beside its state; what is at work may bring one that does
+    Transition(_ANY - _WORKING, Kind.DEADLY, None, _note, _is_news),
 )
 """Everything that can happen; the first row that fits counts."""

@@ -272,6 +272,7 @@ def look_after(agent: Agent, now: Callable[[], datetime]) -> Upkeep:
     def facts() -> dict[str, Any]:
         drift = service.drift.summaries() if service is not None and service.drift is not None else {}
         degraded = {name: why for name, why in schedule.degraded().items() if name in agent.states}
+        degraded |= agent.worker.unserved
         return {**({"degraded": degraded} if degraded else {}), **({"drift": drift} if drift else {})}
 
     def restart() -> bool:

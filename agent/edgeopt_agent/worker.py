@@ -4,6 +4,7 @@
 Rules:
 - The state is on the disk before an effect runs.
 - A model whose record cannot be read now waits for the disk; one whose record a newer agent wrote serves and is left.
+- Loading is counted before it begins: what took some starts along is not loaded at the next (`loads`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dataclasses import replace
 from edgeopt_agent import machine
 from edgeopt_agent.housekeeping import Housekeeper
 from edgeopt_agent.installer import Installer
-from edgeopt_agent.machine import Effect, Event, Kind, State
+from edgeopt_agent.loads import Loads
+from edgeopt_agent.machine import Effect, Event, Installed, Kind, State
 from edgeopt_agent.pauses import Pause
 from edgeopt_agent.records import NewerRecordError
 from edgeopt_agent.remeasure import CHECK_S
@@ -54,6 +56,9 @@ class Worker:
         self._unstarted: set[str] = set()
         self._unread: set[str] = set()
         self._held: dict[str, str] = {}
+        self._loads = Loads(store.folder)
+        self.unserved: dict[str, str] = {}
+        """Models that are not loaded any more since they took the agent along, and why."""
         self.look_at: Callable[[State], Event | None] = installer.look
         """Looks after a model with nothing else to do."""
         self._looked_at = float("-inf")
@@ -74,6 +79,8 @@ class Worker:
         self._store.recover()
         for name in self._store.models():
             self._open(name)
+        for name in sorted(self.states, key=self._danger):
+            self._serve(name)
         for name in sorted(self.known):
             self._start(name)
 
@@ -90,12 +97,14 @@ class Worker:
         """
         for name in sorted(self._unread):
             self._open(name)
+            self._serve(name)
         for name in sorted({*wanted, *self.states}):
-            self.states.setdefault(name, State(name))
+            state = self.states.setdefault(name, State(name))
             if name in self._unread:
-                raise StoreError(self.states[name].error)
-            if name in wanted or self.states[name].desired is not None:
+                raise StoreError(state.error)
+            if name in wanted or state.desired is not None:
                 self.feed(name, Event(Kind.DESIRED, desired=wanted.get(name), revision=revision))
+                self._try_again(state, wanted.get(name))
 
     def feed(self, name: str, event: Event) -> None:
         """Take one step of a model's machine and run its effects in their order."""
@@ -111,6 +120,8 @@ class Worker:
             self._work.pop(name, None)
         for effect in effects:
             self._run(effect, name, state)
+        if state.active != self.states[name].active:
+            self.unserved.pop(name, None)
         self.states[name] = state
         if Effect.REMOVE in effects:
             del self.states[name]
@@ -155,6 +166,8 @@ class Worker:
             return
         self._looked_at = self._monotonic()
         for name, state in list(self.states.items()):
+            if name in self.unserved:  # to look is to load
+                continue
             try:
                 event = self.look_at(state)
                 if event is not None:
@@ -166,6 +179,7 @@ class Worker:
         try:
             if name in self._unread:
                 self._open(name, again=True)
+                self._serve(name)
             if name in self.states:
                 candidate = self.states[name].candidate
                 arrived = self._store.arrived(candidate.package_sha256) if candidate is not None else 0
@@ -177,7 +191,7 @@ class Worker:
             self._put_off(name)
 
     def _open(self, name: str, *, again: bool = False) -> None:
-        """Read a model's record and serve what is active; what cannot be read now is tried again.
+        """Read a model's record; what cannot be read now is tried again.
 
         Raises:
             StoreError: With `again`: it still cannot be read.
@@ -197,17 +211,63 @@ class Worker:
             if again:
                 raise
             self._put_off(name)
-            return
-        if self.states[name].active is not None:
-            self._serve(self.states[name])
 
-    def _serve(self, state: State) -> None:
-        assert state.active is not None, "called for what is active"
+    def _serve(self, name: str) -> None:
+        """Serve what is active; what took the agent along too often is left, for the previous package where that is whole."""
+        state = self.states[name]
+        if state.active is not None and self._loads.is_deadly(name, state.active):
+            self._leave(state, state.active)
+            state = self.states[name]
+        if state.active is None or name in self.unserved:
+            return
         try:
-            self._models.activate(state.model, state.active)
-        except EdgeoptError as error:
-            _log.error("%s: the active package cannot be served: %s", state.model, error)
-            self.states[state.model] = replace(state, error=f"cannot be served: {error}")
+            with self._loads.counted(name, state.active):
+                self._models.activate(name, state.active)
+        except Exception as error:  # noqa: BLE001 - whatever a runtime raises, the others serve
+            _log.error(
+                "%s: the active package cannot be served: %s",
+                name,
+                error,
+                exc_info=not isinstance(error, EdgeoptError),
+            )
+            self.states[name] = replace(state, error=f"cannot be served: {error}")
+
+    def _leave(self, state: State, active: Installed) -> None:
+        name, why = state.model, self._loads.why(state.model, active)
+        _log.error("%s: %s", name, why)
+        try:
+            is_whole = state.previous is not None and self._is_here(name, state.previous)
+            before = state.previous if is_whole else None
+            said = why if is_whole else f"degraded: {why}"
+            self.feed(name, Event(Kind.DEADLY, installed=before, error=said, key=active.package_sha256))
+        except StoreError as error:
+            _log.error("%s: not saved: %s", name, error)
+        if self.states[name].active == active:
+            self.unserved[name] = why
+            self._models.leave(name, active.version, why)
+
+    def _is_here(self, name: str, installed: Installed) -> bool:
+        """Whether a package is in its slot, every byte of it; it is put there again where the store has it."""
+        slot, digest = installed.slot, installed.package_sha256
+        packages = self._store.packages
+        if packages.find(digest) is None and self._store.is_whole(name, slot, digest):
+            packages.adopt(digest, self._store.slot(name, slot))  # an older agent filled it
+        return self._store.place(name, slot, digest)
+
+    def _try_again(self, before: State, wanted: DesiredModel | None) -> None:
+        """Another rollout wants a version that is not loaded any more: the device was mended, say."""
+        if before.model not in self.unserved or before.active is None or wanted is None:
+            return
+        is_same = before.desired is not None and before.desired.rollout == wanted.rollout
+        if not is_same and wanted.version == before.active.version:
+            del self.unserved[before.model]
+            self._loads.forget(before.model)
+            self._serve(before.model)
+
+    def _danger(self, name: str) -> tuple[int, str]:
+        """What took starts along is loaded last: the others serve until then."""
+        active = self.states[name].active
+        return (self._loads.deaths(name, active) if active is not None else 0, name)
 
     def _is_paused(self, name: str) -> bool:
         pause = self._pauses.get(name)

@@ -37,6 +37,8 @@ def events(state: State) -> Iterator[Event]:
         yield Event(Kind.MEASURED, installed=replace(state.active, variant="int8"))
         digest = state.active.package_sha256
         yield Event(Kind.WORN, installed=state.previous, error="wrong outputs", key=digest)
+        for before in (state.previous, None):
+            yield Event(Kind.DEADLY, installed=before, error="starts died", key=digest)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def test_what_changes_is_saved_first_and_what_serves_changes_only_with_a_trial(w
         is_forgotten = event.kind is Kind.DESIRED and event.desired is None
         is_trial = state.phase is Phase.TRIAL and event.kind is Kind.DONE
         if after.active != state.active:
-            assert is_forgotten or is_trial or event.kind in (Kind.MEASURED, Kind.WORN)
+            assert is_forgotten or is_trial or event.kind in (Kind.MEASURED, Kind.WORN, Kind.DEADLY)
         if after.candidate is not None and after.phase in WORK and after.active is not None:
             assert after.candidate.slot != after.active.slot
         if after.phase in WORK and event.kind is not Kind.AWAY and effects:

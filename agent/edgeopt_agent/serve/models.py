@@ -95,6 +95,12 @@ class Models:
         if before is not None and is_last:
             before.served.close()
 
+    def leave(self, model: str, version: str, why: str) -> None:
+        """Note that a model should serve and is not loaded."""
+        with self._guard:
+            if model not in self._entries:
+                self._absent[model] = (version, why)
+
     def deactivate(self, model: str) -> None:
         """Stop serving a model."""
         with self._guard:

@@ -10,26 +10,33 @@ from typing import Any
 
 from edgeopt_agent.config import AgentConfig
 from edgeopt_agent.drift import Drift
+from edgeopt_agent.loads import Loads
 from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.service import CONDITION_S, Service
 from edgeopt_agent.store import Store
 from edgeopt_agent.surroundings import Surroundings
-from edgeopt_wire.errors import EdgeoptError, RecipeError
+from edgeopt_wire.errors import RecipeError
 
 _log = logging.getLogger(__name__)
 
 
 def load_models(store: Store, models: Models) -> list[str]:
-    """Serve every active package of the store; return the names of those that serve. One that fails is logged."""
-    served = []
-    for name in store.models():
-        active = store.load_state(name).active
-        if active is None:
+    """Serve every active package of the store; return the names of those that serve. One that fails is logged.
+
+    One that took too many starts along is not loaded; `run` goes to the previous package then.
+    """
+    served, loads = [], Loads(store.folder)
+    found = {name: active for name in store.models() if (active := store.load_state(name).active)}
+    for name, active in sorted(found.items(), key=lambda entry: loads.deaths(*entry)):
+        if why := loads.why(name, active):
+            _log.error("%s: %s", name, why)
+            models.leave(name, active.version, why)
             continue
         try:
-            models.activate(name, active)
-        except EdgeoptError as error:
+            with loads.counted(name, active):
+                models.activate(name, active)
+        except Exception as error:  # noqa: BLE001 - whatever a runtime raises, the others serve
             _log.error("%s: the active package cannot be served: %s", name, error)
             continue
         served.append(name)
