@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`edgeopt-agent`: run | serve | status | doctor | infer | install | enroll | renew. Exit codes: 0 done, 1 failed, 2 usage."""
+"""`edgeopt-agent`: run | serve | status | store | doctor | infer | install | enroll | renew. Exit codes: 0 done, 1 failed, 2 usage."""
 
 from __future__ import annotations
 
@@ -45,6 +45,19 @@ def _parser() -> argparse.ArgumentParser:
         commands, "status", _status, "show what this device runs and how far an installation is"
     )
     status.add_argument("--json", action="store_true", help="one JSON object")
+    store = _command(
+        commands,
+        "store",
+        _store,
+        "show what models take of the disk, what of it may go and why the rest stays",
+    )
+    store.add_argument("--json", action="store_true", help="one JSON object")
+    store.add_argument(
+        "--collect", action="store_true", help="remove what nothing needs; only while no agent runs"
+    )
+    store.add_argument(
+        "--dry-run", action="store_true", help="with --collect: say what would go, remove nothing"
+    )
     doctor = _command(
         commands,
         "doctor",
@@ -140,6 +153,18 @@ def _status(options: argparse.Namespace) -> int:
         renews = f", renews from {certificate['renews_at']}" if certificate["renews_at"] else ""
         print(f"  certificate until {certificate['expires_at']}{renews} {certificate['renewal_error']}")
     print(f"  {document['events_waiting']} events wait, {document['events_dropped']} were dropped")
+    return 0
+
+
+def _store(options: argparse.Namespace) -> int:
+    from edgeopt_agent.config import load_config
+    from edgeopt_agent.inventory import collect, describe, lines
+
+    if options.dry_run and not options.collect:
+        raise RecipeError("--dry-run belongs to --collect; without both nothing is removed anyway")
+    config = load_config(options.config)
+    document = collect(config, dry_run=options.dry_run) if options.collect else describe(config)
+    print(json.dumps(document, indent=2) if options.json else "\n".join(lines(document)))
     return 0
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,17 +50,27 @@ class Housekeeper:
 
     def kept(self, states: Mapping[str, State]) -> set[str]:
         """Digests of the packages that never go: active, previous, wanted, on their way, or of a model not in `states`."""
-        found = {
-            entry.package_sha256
-            for state in states.values()
-            for entry in (state.active, state.previous, in_hand(state))
-            if entry is not None
-        }
-        wanted = {(s.desired.name, s.desired.version) for s in states.values() if s.desired is not None}
+        return set(self.reasons(states))
+
+    def reasons(self, states: Mapping[str, State]) -> dict[str, list[str]]:
+        """Why packages never go, by their digests; one that is not named may go when room is needed."""
+        found: dict[str, list[str]] = {}
+        wanted: dict[tuple[str, str], str] = {}
+        for name, state in states.items():
+            named = ((state.active, "active"), (state.previous, "previous"), (in_hand(state), "on its way"))
+            for entry, why in named:
+                if entry is not None:
+                    found.setdefault(entry.package_sha256, []).append(f"{why} in {name}")
+            if state.desired is not None:
+                wanted[state.desired.name, state.desired.version] = f"wanted by {name}"
         unknown = set(self._store.models()) - set(states)
-        for entry in self._store.packages.all()[0].values():
-            if (entry.name, entry.version) in wanted or entry.name in unknown:
-                found.add(entry.sha256)
+        for package in self._store.packages.all()[0].values():
+            if (package.name, package.version) in wanted:
+                found.setdefault(package.sha256, []).append(wanted[package.name, package.version])
+            if package.name in unknown:
+                found.setdefault(package.sha256, []).append(
+                    f"the record of {package.name} cannot be used now"
+                )
         return found
 
     def excess(self, need_bytes: int) -> int:
@@ -91,6 +102,23 @@ class Housekeeper:
             _log.info("%d packages go: %s", len(digests), ", ".join(digest[:12] for digest in digests))
         self._store.packages.forget(digests)
         return self._store.packages.sweep()
+
+    def collect(self, states: Mapping[str, State]) -> int:
+        """Remove every package that nothing needs, and whatever else is of no use; returns the bytes that this gave back.
+
+        Raises:
+            StoreError: Not all packages can be understood now; nothing is removed then.
+        """
+        packages, is_all = self._store.packages.all()
+        if not is_all:
+            raise StoreError(
+                "a package's record cannot be read now, or a newer agent wrote it; nothing is removed, the log says which"
+            )
+        before = self.used_bytes()
+        self._store.recover()
+        self.clean(states)
+        self.evict(quota.choose(packages, self.kept(states), sys.maxsize).digests)
+        return before - self.used_bytes()
 
     def quota_bytes(self) -> int:
         """What models may take of the disk."""

@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -113,6 +114,17 @@ class Packages:
         if damaged:
             self.forget([sha256])
         return not damaged
+
+    def on_disk(self) -> dict[str, tuple[int, int]]:
+        """Every file that is kept, by its digest: bytes, and how many names it has, slots' among them."""
+        found: dict[str, tuple[int, int]] = {}
+        for path in sorted(self._blobs.iterdir()):
+            if path.name.startswith(HALF):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # somebody else removed it
+                seen = path.stat()
+                found[path.name] = (seen.st_size, seen.st_nlink)
+        return found
 
     def keep(self, package: Path, sha256: str) -> Manifest:
         """Take in a package file: each of its files once, then the record.
