@@ -11,6 +11,8 @@
 | stand_in | this machine plays the board: every measurement says so | false |
 | transport | `{"kind": "mqtt", "host", "port", "ca", "certificate", "key", "insecure", "blobs", "blobs_ca", "pull_kib_s": 0}` or `{"kind": "folder", "path"}` | needed |
 | transport.keepalive_s | seconds between two signs of life on an idle connection, 10 to 3600 | 120 |
+| transport.pull_kib_s | at most so many KiB of packages a second, 0: no limit | 0 |
+| transport.tell_kib_s | at most so many KiB of events a second, urgent ones aside, 0: no limit | 0 |
 | socket | Unix socket for local inference | `<state_dir>/agent.sock` |
 | http | `{"port": 8000, "shared_memory": false}`: local inference on a port of 127.0.0.1 as well | none |
 | service_report_s | seconds between two reports of what was served, at least 10 | 300 |

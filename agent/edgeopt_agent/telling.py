@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a device says of itself: its state whenever that changes, and events until somebody acknowledges them.
 
-Rule: telling is never waited for, and a disk that keeps no event stops nothing else.
+Rules:
+- Telling is never waited for, and a disk that keeps no event stops nothing else.
+- Events go lane by lane (`urgency`): while a lane's batch waits for its acknowledgement, what is less urgent waits too, and
+  what is more urgent goes at once.
+- Who is back after a time away sends a summary of it before the rest; all but what is urgent keeps to the transport's rate.
 """
 
 from __future__ import annotations
@@ -15,17 +19,20 @@ from edgeopt_agent import machine
 from edgeopt_agent.machine import State
 from edgeopt_agent.outbox import Outbox
 from edgeopt_agent.service import Service
+from edgeopt_agent.summaries import summarize
 from edgeopt_agent.transports import Transport
-from edgeopt_wire.document import to_json
+from edgeopt_agent.urgency import Lane
+from edgeopt_wire.document import to_bytes, to_json
 from edgeopt_wire.errors import StoreError
 from edgeopt_wire.measurement import Measurement
-from edgeopt_wire.messages import Ack, Phase, Reported, ReportedModel
+from edgeopt_wire.messages import Ack, EventBatch, Phase, Reported, ReportedModel
 
 _log = logging.getLogger(__name__)
 
 ALARM_AGAIN_S = 3600.0
-RESEND_EVENTS_S = 20.0
-"""Events that were sent and not acknowledged are sent again after this long."""
+RESEND_EVENTS_S, RESEND_AT_MOST_S = 20.0, 300.0
+"""Events that were sent and not acknowledged are sent again after this long; all but urgent ones twice as long each time,
+until the latter."""
 
 
 class Teller:
@@ -44,7 +51,10 @@ class Teller:
         self._now = now
         self._monotonic = monotonic
         self._reported = reported
-        self._sent_at = float("-inf")
+        self._again_at: dict[Lane, float] = {}
+        self._pauses: dict[Lane, float] = {}
+        self._quiet_until = float("-inf")  # for the rate's sake
+        self._is_back = True
         self._report_due = True
         self._alarms: dict[str, tuple[str, float]] = {}
 
@@ -52,12 +62,19 @@ class Teller:
         """The state changed; with `events`, somebody listens again."""
         self._report_due = True
         if events:
-            self._sent_at = float("-inf")
+            self._again_at.clear()
+            self._pauses.clear()
+            self._is_back = True
 
     def acknowledge(self, ack: Ack) -> None:
-        """The control plane has stored events; the next go at once."""
-        self._outbox.acknowledge(ack.outbox, ack.sequence)
-        self._sent_at = float("-inf")
+        """The control plane has stored events; the next of their lane go at once."""
+        lane = self._outbox.acknowledge(ack.outbox, ack.sequence)
+        if lane is not None:
+            soon = self._monotonic() + RESEND_EVENTS_S  # somebody listens
+            self._again_at = {
+                other: min(at, soon) for other, at in self._again_at.items() if other is not lane
+            }
+            self._pauses.clear()
 
     def keep(self, model: str, measurement: Measurement) -> None:
         """Queue a measurement, and send it if that is possible."""
@@ -126,10 +143,36 @@ class Teller:
         if self._report_due:
             self._report_due = False
             self._transport.report(self._reported())
-        if self._monotonic() - self._sent_at >= RESEND_EVENTS_S:
-            batch = self._outbox.batch()
-            if batch is not None and self._transport.send(batch):
-                self._sent_at = self._monotonic()
+        if not getattr(self._transport, "is_online", True):
+            return
+        if self._is_back:
+            self._is_back = False
+            if summarize(self._outbox, self._now()):
+                _log.info("what was served while nobody listened goes as a summary first")
+        self._send_events()
+
+    def _send_events(self) -> None:
+        now = self._monotonic()
+        for lane in Lane:
+            if now < self._again_at.get(lane, now):
+                return
+            if lane is not Lane.URGENT and now < self._quiet_until:
+                return
+            batch = self._outbox.batch(lane)
+            if batch is None:
+                continue
+            if self._transport.send(batch):
+                self._sent(lane, batch, now)
+            return
+
+    def _sent(self, lane: Lane, batch: EventBatch, now: float) -> None:
+        pause = self._pauses.get(lane, RESEND_EVENTS_S)
+        self._again_at[lane] = now + pause
+        if lane is not Lane.URGENT:
+            self._pauses[lane] = min(2 * pause, RESEND_AT_MOST_S)
+        rate = int(getattr(self._transport, "tell_bytes_s", 0))
+        if rate and lane is not Lane.URGENT:
+            self._quiet_until = now + len(to_bytes(batch)) / rate
 
 
 def reported_model(state: State) -> ReportedModel:

@@ -124,7 +124,7 @@ class Presence:
 class Event:
     """Something that happened, kept on the device until acknowledged.
 
-    `kind`: "measurement", "phase", "service", "golden", "drift" or "trust". The body of the last says what nobody signed:
+    `kind`: "measurement", "phase", "service", "summary", "golden", "drift", "certificate" or "trust". The body of the last says what nobody signed:
     `model` (empty for the device's `desired`) and `error`.
     """
 
@@ -136,7 +136,7 @@ class Event:
 
 @dataclass(frozen=True)
 class EventBatch:
-    """Consecutive events of one device; `dropped` counts what its outbox could not keep, ever."""
+    """Events of one device, ascending, with gaps or without; `dropped` counts what its outbox could not keep, ever."""
 
     SCHEMA = "edgeopt.events/1"
 
@@ -148,7 +148,10 @@ class EventBatch:
 
 @dataclass(frozen=True)
 class Ack:
-    """The highest sequence number of `outbox` whose events the control plane has committed, with all before it."""
+    """The last number of a batch of `outbox` that the control plane has committed, with all before it in that batch.
+
+    A gap in the batch ends it. Of other batches it says nothing.
+    """
 
     SCHEMA = "edgeopt.ack/1"
 

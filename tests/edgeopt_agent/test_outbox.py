@@ -131,7 +131,7 @@ def test_power_cut_between_counting_a_drop_and_dropping_counts_it_once(
 ) -> None:
     outbox = filled(tmp_path, 4, limit=4)
     with monkeypatch.context() as patch:
-        patch.setattr(outbox_module.Outbox, "_remove", lambda _: None)
+        patch.setattr(outbox_module.Outbox, "_remove", lambda *_: None)
         outbox.add("phase", NOW, {"number": 4})
     after = Outbox(tmp_path, "d1", 4)
     assert (numbers(after), after.dropped) == ([1, 2, 3, 4], 1)
@@ -165,6 +165,20 @@ def test_acknowledgement_of_a_batch_that_is_not_on_its_way_says_nothing(tmp_path
     assert numbers(outbox) == list(range(BATCH_EVENTS))
     outbox.acknowledge(outbox.id, BATCH_EVENTS + 2)
     assert len(outbox) == BATCH_EVENTS + 3
+
+
+def test_drop_that_the_record_does_not_know_is_not_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = filled(tmp_path, 3, limit=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox_module.Outbox, "_try_to_save", lambda _: False)  # the disk refuses the record
+        outbox.add("phase", NOW, {"number": 3})
+        batch = outbox.batch()
+    assert batch is not None
+    assert ([event.body["number"] for event in batch.events], batch.dropped) == ([1, 2, 3], 0)
+    again = Outbox(tmp_path, "d1", 4)  # the process ended before the disk took it: nothing is lost
+    assert (numbers(again), again.dropped) == ([0, 1, 2, 3], 0)
 
 
 def test_removed_files_that_a_power_cut_brings_back_are_neither_dropped_nor_delivered_as_new(

@@ -91,14 +91,18 @@ class MqttOptions:
     blobs_ca: str = ""
     keepalive_s: int = 120
     pull_kib_s: int = 0
+    tell_kib_s: int = 0
 
     def __post_init__(self) -> None:
         if not MIN_KEEPALIVE_S <= self.keepalive_s <= MAX_KEEPALIVE_S:
             raise RecipeError(
                 f"transport: keepalive_s must be {MIN_KEEPALIVE_S} to {MAX_KEEPALIVE_S}, found {self.keepalive_s}"
             )
-        if self.pull_kib_s < 0:
-            raise RecipeError(f"transport: pull_kib_s must be 0 (no limit) or more, found {self.pull_kib_s}")
+        for key in ("pull_kib_s", "tell_kib_s"):
+            if getattr(self, key) < 0:
+                raise RecipeError(
+                    f"transport: {key} must be 0 (no limit) or more, found {getattr(self, key)}"
+                )
         if not self.ca and not self.insecure and self.host not in ("127.0.0.1", "::1", "localhost"):
             raise RecipeError(
                 f"transport: {self.host} is not this machine and there is no `ca`; MQTT without TLS shows everything to "
@@ -201,6 +205,11 @@ class MqttTransport:
     def is_online(self) -> bool:
         """Whether what is published now is handed over."""
         return self._online.is_set()
+
+    @property
+    def tell_bytes_s(self) -> int:
+        """At most so many bytes of events a second, urgent ones aside; 0: no limit."""
+        return self._options.tell_kib_s * 1024
 
     @property
     def is_telling(self) -> bool:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from edgeopt.fleet import rules
 from edgeopt.fleet.catalog import Catalog, Entry
 from edgeopt.fleet.certificates import is_shut_out
-from edgeopt.fleet.database import Device, EventRow, MeasurementRow, Member, Rollout
+from edgeopt.fleet.database import Device, EventRow, MeasurementRow, Member, OutboxRow, Rollout
 from edgeopt_wire import topics
 from edgeopt_wire.document import from_json, to_bytes, to_json
 from edgeopt_wire.errors import DocumentError, RecipeError
@@ -229,8 +229,8 @@ class Control:
     def take_events(self, batch: EventBatch) -> Ack | None:
         """Store a batch once, measurements into the ledger; return the acknowledgement to send after the commit.
 
-        A batch begins with the oldest event that its device keeps. The acknowledgement ends before the first gap: it
-        speaks of everything up to its number, and what is missing may be on its way.
+        The acknowledgement ends before the first gap: for older agents it speaks of everything up to its number, and what
+        is missing may be on its way.
         """
         if not batch.events:
             return None
@@ -239,7 +239,7 @@ class Control:
             if device is None:
                 _log.warning("%s sends events and is not enrolled, or is shut out", batch.device)
                 return None
-            device.dropped_events = max(device.dropped_events, batch.dropped)
+            _count_dropped(session, device, batch)
             known = set(
                 session.scalars(
                     select(EventRow.sequence).where(
@@ -423,6 +423,23 @@ def _member(session: Session, device_id: str) -> Device | None:
 def _time_out(member: Member, now: datetime) -> None:
     member.status, member.finished_at = "timed_out", now
     member.error = f"nothing finished within {member.rollout.deadline_s} s of the offer"
+
+
+def _count_dropped(session: Session, device: Device, batch: EventBatch) -> None:
+    """Add up what the device's outboxes say; what one of them says only grows, and an older word changes nothing."""
+    if not batch.dropped:
+        return
+    rows = {
+        row.outbox: row for row in session.scalars(select(OutboxRow).where(OutboxRow.device_id == device.id))
+    }
+    if not rows and device.dropped_events > batch.dropped:  # counted before outboxes were told apart
+        rows[""] = OutboxRow(device_id=device.id, outbox="", dropped=device.dropped_events)
+        session.add(rows[""])
+    if batch.outbox not in rows:
+        rows[batch.outbox] = OutboxRow(device_id=device.id, outbox=batch.outbox, dropped=0)
+        session.add(rows[batch.outbox])
+    rows[batch.outbox].dropped = max(rows[batch.outbox].dropped, batch.dropped)
+    device.dropped_events = sum(row.dropped for row in rows.values())
 
 
 def _last_in_a_row(sequences: Sequence[int]) -> int:

@@ -108,6 +108,16 @@ class EventRow(Base):
     body: Mapped[dict[str, Any]]
 
 
+class OutboxRow(Base):
+    """How many events one outbox of a device could not keep; a device whose disk was lost begins another."""
+
+    __tablename__ = "outboxes"
+
+    device_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    outbox: Mapped[str] = mapped_column(String(64), primary_key=True)
+    dropped: Mapped[int] = mapped_column(default=0)
+
+
 class MeasurementRow(Base):
     """One row of the ledger: a measurement of a device, whole in `document`."""
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from securesystemslib.dsse import Envelope
+from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from edgeopt.fleet.app import make_app
 from edgeopt.fleet.catalog import MAX_CHUNKS_A_PULL, Catalog
 from edgeopt.fleet.control import DESIRED_LIFETIME, Control
-from edgeopt.fleet.database import engine_of, open_database, sqlite_url
+from edgeopt.fleet.database import Device, engine_of, open_database, sqlite_url
 from edgeopt.fleet.queries import Queries
 from edgeopt.keys import load_signer
 from edgeopt.publish import publish
@@ -290,6 +291,24 @@ def test_new_outbox_starts_to_count_again(fleet: Fleet) -> None:
     for one in (batch(1), batch(1, outbox="after-reset"), batch(1, device="d2")):
         fleet.control.take_events(one)
     assert len(fleet.queries.measurements()["measurements"]) == 3
+
+
+def test_what_the_outboxes_of_a_device_dropped_adds_up(fleet: Fleet) -> None:
+    fleet.enrol("d1")
+    for outbox, dropped in (("a", 3), ("b", 2), ("a", 4), ("a", 1), ("b", 2)):
+        fleet.control.take_events(replace(batch(1, outbox=outbox), dropped=dropped))
+    (device,) = fleet.queries.devices()["devices"]
+    assert device["dropped_events"] == 6
+
+
+def test_count_of_an_older_control_plane_goes_on(fleet: Fleet) -> None:
+    fleet.enrol("d1", "d2")
+    with fleet.sessions.begin() as session:
+        for device in session.scalars(select(Device)):
+            device.dropped_events = 5  # before outboxes were told apart
+    fleet.control.take_events(replace(batch(1), dropped=7))  # the same outbox goes on
+    fleet.control.take_events(replace(batch(1, device="d2"), dropped=2))  # another one
+    assert [device["dropped_events"] for device in fleet.queries.devices()["devices"]] == [7, 7]
 
 
 def test_ledger_keeps_the_whole_measurement_with_its_conditions(fleet: Fleet) -> None:
