@@ -152,6 +152,8 @@ def _status(options: argparse.Namespace) -> int:
     if certificate := document["certificate"]:
         renews = f", renews from {certificate['renews_at']}" if certificate["renews_at"] else ""
         print(f"  certificate until {certificate['expires_at']}{renews} {certificate['renewal_error']}")
+    if (transfer := document["transfer"]) and transfer["held_because"]:
+        print(f"  {transfer['held_because']}")
     print(f"  {document['events_waiting']} events wait, {document['events_dropped']} were dropped")
     return 0
 

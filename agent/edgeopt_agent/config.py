@@ -13,6 +13,8 @@
 | transport.keepalive_s | seconds between two signs of life on an idle connection, 10 to 3600 | 120 |
 | transport.pull_kib_s | at most so many KiB of packages a second, 0: no limit | 0 |
 | transport.tell_kib_s | at most so many KiB of events a second, urgent ones aside, 0: no limit | 0 |
+| transport.budget_mib_day, transport.budget_mib_month | MiB after which packages and telemetry wait for another day or month (docs/fleet.md), 0: no limit | 0 |
+| transport.windows | hours in which packages and telemetry may go, `["22:00-06:00"]`, in the device's time zone | always |
 | socket | Unix socket for local inference | `<state_dir>/agent.sock` |
 | http | `{"port": 8000, "shared_memory": false}`: local inference on a port of 127.0.0.1 as well | none |
 | service_report_s | seconds between two reports of what was served, at least 10 | 300 |

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from edgeopt_agent.calm import Calm
@@ -23,6 +24,7 @@ from edgeopt_agent.probe import ProbeRequest
 from edgeopt_agent.pulling import fill
 from edgeopt_agent.race import race
 from edgeopt_agent.remeasure import changes, conditions
+from edgeopt_agent.spending import Spending
 from edgeopt_agent.store import Incoming, Store
 from edgeopt_agent.transports import Transport
 from edgeopt_wire.errors import (
@@ -83,6 +85,7 @@ class Installer:
     calm: Calm = field(default_factory=Calm)
     is_stopping: Callable[[], bool] = lambda: False
     states: Callable[[], Mapping[str, State]] = dict
+    spending: Spending | None = None
     alarm: Callable[[str, str], None] = lambda model, error: _log.error("%s: %s", model, error)
 
     def __post_init__(self) -> None:
@@ -138,6 +141,8 @@ class Installer:
         incoming = self.store.incoming(index)
         missing = incoming.missing()
         if missing:
+            if self.spending is not None:
+                self.spending.require()
             # the bytes that come, and the files that they are made into
             self.keeper.make_room(
                 incoming.to_take() + index.size_bytes, {**self.states(), state.model: state}
@@ -150,7 +155,8 @@ class Installer:
 
     def fill(self, incoming: Incoming) -> None:
         """Pull what is missing of a blob; what came is on the disk whatever ends the pull."""
-        fill(incoming, self.transport.pull, self._go_on)
+        pull = self.transport.pull
+        fill(incoming, pull if self.spending is None else partial(self.spending.pull, pull), self._go_on)
 
     def _go_on(self) -> None:
         if self.is_stopping():

@@ -25,10 +25,12 @@ from edgeopt_agent.outbox import Outbox
 from edgeopt_agent.pauses import Pause
 from edgeopt_agent.probe import ProbeRequest
 from edgeopt_agent.serve.models import Models
+from edgeopt_agent.spending import Spending
 from edgeopt_agent.store import Store
 from edgeopt_agent.telling import Teller, reported_model
 from edgeopt_agent.transports import Acknowledged, Happened, Inbox, Message, Transport, Trouble, Wanted
 from edgeopt_agent.trust import Trust
+from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_agent.wishes import Wishes
 from edgeopt_agent.worker import Worker
 from edgeopt_wire import __version__
@@ -66,6 +68,7 @@ class Agent:
         session: str,
         monotonic: Callable[[], float] = time.monotonic,
         progress: Callable[[], None] = lambda: None,
+        spending: Spending | None = None,
     ) -> None:
         self.config = config
         self.store = store
@@ -80,7 +83,8 @@ class Agent:
         self._stop = threading.Event()
         self._aside: deque[Message] = deque(maxlen=MOST_ASIDE)
         self._told_at = float("-inf")
-        self.teller = Teller(transport, outbox, now, self.seconds, self.reported)
+        self.spending = spending or Spending(None, TrustedClock(now))
+        self.teller = Teller(transport, outbox, now, self.seconds, self.reported, spending=self.spending)
         keeper = Housekeeper(store, config.disk_quota)
         self.installer = Installer(
             config,
@@ -93,6 +97,7 @@ class Agent:
             self.teller.keep,
             is_stopping=self._is_stopping,
             alarm=self.teller.alarm,
+            spending=self.spending,
             states=lambda: self.worker.known,
         )
         self.worker = Worker(store, keeper, models, self.installer, self.teller, monotonic=self.seconds)
@@ -145,7 +150,12 @@ class Agent:
             except Exception:  # noqa: BLE001 - the outermost loop: the device serves on and says what happened
                 _log.exception("unexpected; the agent goes on in %.0f s", FAULT_PAUSE_S)
                 self._stop.wait(FAULT_PAUSE_S)
+        self.close()
+
+    def close(self) -> None:
+        """Say good-bye, and note what is known only here."""
         self.transport.close()
+        self.spending.close()
 
     def tick(self, wait_s: float = 0.0) -> None:
         """Take the messages that are there (waiting at most `wait_s` for one), then do one piece of work."""
@@ -161,6 +171,8 @@ class Agent:
         self._progress()
         while self.store.complaints:
             self.teller.alarm("", self.store.complaints.pop())
+        if (news := self.spending.news()) is not None:
+            self.teller.tell("transfer", news)
         self.wishes.again()
         self.worker.do_one()
         if not self.is_busy:

@@ -13,9 +13,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeopt_agent.allowance import Allowance
 from edgeopt_agent.config import AgentConfig, load_config, make_transport, mqtt_options
 from edgeopt_agent.drift import Drift
 from edgeopt_agent.loop import Agent
@@ -25,6 +27,7 @@ from edgeopt_agent.probe import run_probe
 from edgeopt_agent.serve.http import LocalServer
 from edgeopt_agent.serve.models import Models
 from edgeopt_agent.service import Service
+from edgeopt_agent.spending import SPENDING, Spending
 from edgeopt_agent.store import Store
 from edgeopt_agent.surroundings import Surroundings
 from edgeopt_agent.systemd import Pulse, notify
@@ -57,10 +60,11 @@ def make_agent(
     """
     clock = clock or TrustedClock(utc_now, store.newest_moment)
     transport.use_clock(clock)
+    spending = make_spending(store, transport, clock)
     trust = Trust(
         store.folder / "metadata",
         read_root(Path(config.root)),
-        transport.fetch,
+        partial(spending.fetch, transport.fetch),
         clock,
         needs_time=transport.tells_time,
         past=lambda: past_of(store),
@@ -88,9 +92,19 @@ def make_agent(
         now=clock.now,
         session=session,
         progress=progress,
+        spending=spending,
     )
     look_after(agent, clock.now)
+    facts = agent.facts
+    agent.facts = lambda: {**facts(), **({"transfer": spending.to_json()} if spending.is_limited else {})}
     return agent
+
+
+def make_spending(store: Store, transport: Transport, clock: TrustedClock) -> Spending:
+    """What counts a transport's bytes and keeps to what its configuration allows; a folder is no network."""
+    if not hasattr(transport, "allowance"):
+        return Spending(None, clock)
+    return Spending(store.folder / SPENDING, clock, lambda: getattr(transport, "allowance", Allowance()))
 
 
 def run_agent(config: AgentConfig, *, once: bool = False, path: Path | None = None) -> None:
@@ -196,7 +210,7 @@ def run_once(agent: Agent) -> None:
     agent.tick()
     while agent.is_busy:
         agent.tick(0.1)
-    agent.transport.close()
+    agent.close()
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from datetime import datetime, timezone
 from typing import Any
 
 from edgeopt_agent.certificate_status import certificate_status
-from edgeopt_agent.config import AgentConfig
+from edgeopt_agent.config import AgentConfig, mqtt_options
 from edgeopt_agent.drift import read_memories, summary
 from edgeopt_agent.housekeeping import Housekeeper
 from edgeopt_agent.loads import Loads
 from edgeopt_agent.outbox import Outbox
 from edgeopt_agent.schedule import degraded
 from edgeopt_agent.serve.http import ask
+from edgeopt_agent.spending import SPENDING, Spending
 from edgeopt_agent.store import Store
 from edgeopt_agent.trusted_time import TrustedClock
 from edgeopt_wire import __version__
@@ -64,6 +65,7 @@ def describe(config: AgentConfig) -> dict[str, Any]:
         },
         "events_waiting": len(outbox),
         "events_dropped": outbox.dropped,
+        "transfer": _transfer(config, store),
         "disk_free_bytes": store.free_bytes(),
         "disk_used_bytes": keeper.used_bytes(),
         "disk_quota_bytes": keeper.quota_bytes(),
@@ -89,6 +91,18 @@ def _revision(store: Store) -> int:
     except StoreError as error:
         _log.error("%s", error)
         return 0
+
+
+def _transfer(config: AgentConfig, store: Store) -> dict[str, Any] | None:
+    """What was sent and fetched, and what is allowed; None where packages come from a folder.
+
+    Between two notes of a running agent the sums are at most a step (1 MiB, or a 64th of a budget) too high.
+    """
+    if config.transport.get("kind") != "mqtt":
+        return None
+    allowance = mqtt_options(config).allowance
+    clock = TrustedClock(lambda: datetime.now(timezone.utc), store.newest_moment)
+    return Spending(store.folder / SPENDING, clock, lambda: allowance).to_json()
 
 
 def _certificate(config: AgentConfig, store: Store) -> dict[str, Any] | None:

@@ -17,8 +17,9 @@ from typing import Any
 
 from edgeopt_agent import machine
 from edgeopt_agent.machine import State
-from edgeopt_agent.outbox import Outbox
+from edgeopt_agent.outbox import BATCH_BYTES, Outbox
 from edgeopt_agent.service import Service
+from edgeopt_agent.spending import Spending
 from edgeopt_agent.summaries import summarize
 from edgeopt_agent.transports import Transport
 from edgeopt_agent.urgency import Lane
@@ -45,7 +46,10 @@ class Teller:
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
         reported: Callable[[], Reported],
+        *,
+        spending: Spending | None = None,
     ) -> None:
+        self._spending = spending
         self._transport = transport
         self._outbox = outbox
         self._now = now
@@ -142,8 +146,11 @@ class Teller:
         """Send what is due."""
         if self._report_due:
             self._report_due = False
-            self._transport.report(self._reported())
-        if not getattr(self._transport, "is_online", True):
+            reported = self._reported()
+            self._transport.report(reported)
+            if self._is_online:
+                self._count(reported)
+        if not self._is_online:
             return
         if self._is_back:
             self._is_back = False
@@ -151,12 +158,26 @@ class Teller:
                 _log.info("what was served while nobody listened goes as a summary first")
         self._send_events()
 
+    @property
+    def _is_online(self) -> bool:
+        return bool(getattr(self._transport, "is_online", True))
+
+    def _count(self, document: Reported | EventBatch) -> None:
+        if self._spending is not None:
+            self._spending.count(len(to_bytes(document)))
+
+    def _is_held(self, now: float) -> bool:
+        """Whether what is bulky waits: for the rate's sake, or a budget's or window's."""
+        return now < self._quiet_until or (
+            self._spending is not None and bool(self._spending.refusal(BATCH_BYTES))
+        )
+
     def _send_events(self) -> None:
         now = self._monotonic()
         for lane in Lane:
             if now < self._again_at.get(lane, now):
                 return
-            if lane is not Lane.URGENT and now < self._quiet_until:
+            if lane is not Lane.URGENT and self._is_held(now):
                 return
             batch = self._outbox.batch(lane)
             if batch is None:
@@ -166,6 +187,7 @@ class Teller:
             return
 
     def _sent(self, lane: Lane, batch: EventBatch, now: float) -> None:
+        self._count(batch)
         pause = self._pauses.get(lane, RESEND_EVENTS_S)
         self._again_at[lane] = now + pause
         if lane is not Lane.URGENT:

@@ -124,7 +124,7 @@ class Presence:
 class Event:
     """Something that happened, kept on the device until acknowledged.
 
-    `kind`: "measurement", "phase", "service", "summary", "golden", "drift", "certificate" or "trust". The body of the last says what nobody signed:
+    `kind`: "measurement", "phase", "service", "summary", "golden", "drift", "certificate", "transfer" or "trust". The body of the last says what nobody signed:
     `model` (empty for the device's `desired`) and `error`.
     """
 

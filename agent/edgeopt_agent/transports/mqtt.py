@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgeopt_agent.allowance import Allowance, read_allowance
 from edgeopt_agent.mqtt_chunks import Answers
 from edgeopt_agent.mqtt_client import (
     MAX_IN_FLIGHT,
@@ -92,6 +93,9 @@ class MqttOptions:
     keepalive_s: int = 120
     pull_kib_s: int = 0
     tell_kib_s: int = 0
+    budget_mib_day: float = 0.0
+    budget_mib_month: float = 0.0
+    windows: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not MIN_KEEPALIVE_S <= self.keepalive_s <= MAX_KEEPALIVE_S:
@@ -103,11 +107,17 @@ class MqttOptions:
                 raise RecipeError(
                     f"transport: {key} must be 0 (no limit) or more, found {getattr(self, key)}"
                 )
+        _ = self.allowance
         if not self.ca and not self.insecure and self.host not in ("127.0.0.1", "::1", "localhost"):
             raise RecipeError(
                 f"transport: {self.host} is not this machine and there is no `ca`; MQTT without TLS shows everything to "
                 "the network. Give ca, certificate and key, or set insecure to true if you know better"
             )
+
+    @property
+    def allowance(self) -> Allowance:
+        """Budgets and windows."""
+        return read_allowance(self.budget_mib_day, self.budget_mib_month, self.windows)
 
 
 class MqttTransport:
@@ -119,6 +129,8 @@ class MqttTransport:
         self, options: MqttOptions, identity: Identity, inbox: Inbox, blobs: Blobs | None = None
     ) -> None:
         self._options = options
+        self.allowance = options.allowance
+        """Budgets of bytes, and windows for what is bulky."""
         self._blobs = blobs
         self._identity = identity
         self._inbox = inbox
@@ -153,6 +165,7 @@ class MqttTransport:
     def reload(self, options: MqttOptions) -> None:
         """Connect anew with other options, or with the same whose files changed; certificates are read again."""
         self._options = options
+        self.allowance = options.allowance
         self._hurry.set()
         self._lost.set()
 
