@@ -131,7 +131,6 @@ class Worker:
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
-        client.on_publish = lambda *_: self._courier.taken()
         client.on_socket_open = _no_delay
         client.reconnect_delay_set(1, 30)
         if self._address.ca:
