@@ -318,6 +318,7 @@ def test_measuring_again_waits_for_a_calm_board_and_says_when_it_did_not(make_de
     here.agent.installer.calm = calm
     upkeep = here.agent.worker.look_at.__self__  # type: ignore[attr-defined]
     upkeep.calm = calm
+    here.hours(0)  # what the installation measured is told, one batch at a time
     measured = _measured(here)
     here.hours(30)
     assert len(_measured(here)) == len(measured), "it waits"
