@@ -88,8 +88,18 @@ conformance: $(STAMP) ## the conformance suite of The Update Framework against t
 	  --entrypoint "$(abspath $(CONFORMANCE))/venv/bin/python $(CURDIR)/tests/conformance/tuf_client.py"
 
 .PHONY: bench-serve
-bench-serve: $(STAMP) ## what serving adds to the bare runtime call, and what batches gain
-	$(BIN)/python tests/benchmarks/serve_overhead.py
+bench-serve: $(STAMP) ## what serving adds to the bare runtime call, and what batches gain (MODEL=FILE.onnx: also idle and first answer)
+	$(BIN)/python tests/benchmarks/serve_overhead.py $(if $(PAGE),--markdown $(PAGE))
+	$(if $(MODEL),$(BIN)/python tests/benchmarks/serve_idle.py --model $(MODEL))
+
+TRITON := .triton
+
+# a virtual environment of its own: tritonclient wants older ml_dtypes and greenlet than what is pinned here
+.PHONY: test-triton
+test-triton: $(STAMP) ## the protocol's own client from PyPI against the agent
+	test -x $(TRITON)/bin/python || $(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/pip install --quiet 'tritonclient[http]>=2.60'
+	EDGEOPT_TRITON_PYTHON=$(abspath $(TRITON))/bin/python $(BIN)/python -m pytest -q tests/edgeopt_agent/serve/test_tritonclient.py
 
 .PHONY: bench-drift
 bench-drift: $(STAMP) ## how often drift alarms on real photos (EDGEOPT_DATA), and what watching costs; tables into the docs
@@ -101,8 +111,9 @@ check: $(STAMP) ## linters, formatter, types, import rules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.10 --cache-dir .mypy_cache/agent -p edgeopt_agent -p edgeopt_wire
 	$(BIN)/lint-imports
 
 .PHONY: clean
 clean: ## remove what these targets made
-	rm -rf $(VENV) $(CONFORMANCE) .demo .bench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(CONFORMANCE) $(TRITON) .demo .bench build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

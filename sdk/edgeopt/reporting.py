@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgeopt.evaluate.parity_runtimes import RuntimePair, compare_files
+from edgeopt.plan import Plan
 from edgeopt.report import document
 from edgeopt.report.candidates import describe
 from edgeopt.report.choices import Choice
 from edgeopt.report.decisions import decisions
 from edgeopt.report.work import Work
 from edgeopt_converters import graph
+from edgeopt_profiles.profile import load_profile
 from edgeopt_wire.document import to_json
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ def build_report(work: Work, choices: Mapping[str, Choice], progress: Progress) 
         warnings.append(
             f"latencies were taken on this machine, not on a {plan.device.title}; a rollout measures on the device"
         )
+    warnings.extend(_timed_otherwise(plan, load_profile("host").cpu.isa))
     run = {candidate.runtime for candidate in plan.candidates}
     warnings.extend(
         f"{name}: the recipe names it, and nothing was made for it, because it has none of the precisions that suit this "
@@ -59,6 +62,20 @@ def build_report(work: Work, choices: Mapping[str, Choice], progress: Progress) 
         searches={entry.base: entry.journal for entry in work.mixed if not entry.shared_with},
         runtime_pairs=_runtime_pairs(work, choices),
     )
+
+
+def _timed_otherwise(plan: Plan, here: Sequence[str]) -> tuple[str, ...]:
+    """What this machine's instructions leave open: OpenVINO's integers without VNNI may be slower than floats."""
+    files = {
+        entry.id for entry in plan.artifacts if entry.runtime == "openvino" and entry.precision == "int8"
+    }
+    if plan.device.id == "host" or not files or not any("vnni" in name for name in here):
+        return ()
+    said = (
+        "OpenVINO's int8 files were timed on a CPU with VNNI only; without it they may be slower than the float file, as "
+        "products of matrices are: nothing is promised there, and a device measures all variants before it takes one"
+    )
+    return (said,)
 
 
 def _runtime_pairs(work: Work, choices: Mapping[str, Choice]) -> tuple[RuntimePair, ...]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What serving costs over the bare runtime call: in process, over the Unix socket, with shared memory; and batching.
 
-    python tests/benchmarks/serve_overhead.py [--model FILE.onnx] [--rounds 400] [--json]
+    python tests/benchmarks/serve_overhead.py [--model FILE.onnx] [--rounds 400] [--json] [--markdown PAGE]
 
 Every figure is a ratio or a difference within one run: the ways are taken in turn, in short blocks, so that a
 change of the machine's speed meets them all. The server runs in a process of its own, as on a device. The model takes a
@@ -25,6 +25,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from table import write_between
 
 from edgeopt_agent.client import Client
 from edgeopt_agent.machine import Installed
@@ -225,6 +226,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each half of the batching comparison")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--markdown", type=Path, help="also write the table here, between the page's marks")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         found = measure(Path(name), options)
@@ -233,7 +235,31 @@ def main() -> int:
     else:
         for key, value in found.items():
             print(f"{key:24} {value}")
+    if options.markdown:
+        write_between(options.markdown, markdown(found), "overhead")
     return 0 if all(found["kept"].values()) else 3
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The figures beside the promises, as a table."""
+    rows = (
+        ("in process", f"{found['in_process_ratio']:.3f} x the bare call", f"{MAX_IN_PROCESS} x"),
+        ("Unix socket", f"+{found['socket_adds_ms']:.2f} ms", f"+{MAX_SOCKET_MS} ms"),
+        ("shared memory", f"+{found['shared_adds_ms']:.2f} ms", f"+{MAX_SHARED_MS} ms"),
+        ("one byte to another process and back", f"+{found['floor_adds_ms']:.2f} ms", ""),
+        (
+            f"batching, {CLIENTS} clients",
+            f"{min(found['batching_gains']):.1f} x the requests a second",
+            f"{MIN_BATCHING} x",
+        ),
+    )
+    where = found["conditions"]
+    said = (
+        f"p50, bare call {found['p50_ms']['bare']:.2f} ms; {where['machine']}, {where['cpus']} cores, load average "
+        f"{where['load']:.1f}, Python {where['python']}."
+    )
+    lines = [f"| {name} | {value} | {promise} |" for name, value, promise in rows]
+    return "\n".join([said, "", "| way | measured | promise |", "|---|---:|---:|", *lines]) + "\n"
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -281,6 +307,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "conditions": {
             "machine": platform.machine(),
             "cpus": os.cpu_count(),
+            "load": os.getloadavg()[0],
             "python": sys.version.split()[0],
         },
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeopt import reporting
 from edgeopt.artifacts import Description, Made
 from edgeopt.budget import Budget
 from edgeopt.coverage import Coverage
@@ -151,3 +152,12 @@ def test_too_few_operations_in_integers_break_the_budget(tmp_path: Path) -> None
     found = choose(replace(work, coverage={artifact: coverage}))
     assert not found["onnxruntime-int8-1t"].shipped
     assert "50.0 %" in found["onnxruntime-int8-1t"].reason
+
+
+def test_openvino_promises_nothing_for_cpus_without_the_instructions_that_it_was_timed_with() -> None:
+    plan = make_plan(load_profile("x86-64"), Recipe(runtimes=("onnxruntime", "openvino")))
+    (said,) = reporting._timed_otherwise(plan, ("avx2", "avx512_vnni"))
+    assert "VNNI only" in said
+    assert reporting._timed_otherwise(plan, ("avx2",)) == ()
+    plain = make_plan(load_profile("x86-64"), Recipe(runtimes=("onnxruntime",)))
+    assert reporting._timed_otherwise(plain, ("avx512_vnni",)) == ()
